@@ -1,0 +1,33 @@
+"""The event-sourced ledger: every request, attempt, fallback and token count, as immutable events.
+
+    events · schema        what is recorded
+    journal · segments     where it is kept: append-only journals, sealed into Parquet
+    recovery · state       what is done when a process died; what is derived, in SQLite
+    prices · budgets       what it costs, and may cost (pure)
+    reader · views/*.sql   what is read: DuckDB over segments and journals
+    ledger · tracker       the two classes a program uses
+
+Importing this package imports none of them: each is loaded when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ledger.ledger import Ledger
+    from ledger.tracker import CostTracker
+
+__all__ = ["CostTracker", "Ledger"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Ledger":
+        from ledger.ledger import Ledger
+
+        return Ledger
+    if name == "CostTracker":
+        from ledger.tracker import CostTracker
+
+        return CostTracker
+    raise AttributeError(f"module 'ledger' has no attribute {name!r}")

@@ -1,0 +1,101 @@
+"""What the ledger refuses, and the root of every error of this project.
+
+BughiveError                 carries request_id where there is one
+  LedgerError                the ledger cannot be read or written as asked
+    DamagedLedger            its files contradict each other: nothing is guessed
+    NoSuchSession            asked for by name and not there; names the nearest
+  BudgetError                refused before any byte is sent
+    BudgetExceeded           a limit would not hold
+    UnpricedModel            a hard budget, and no price for the model
+    UnboundedRequest         a hard budget, and a request whose cost has no bound
+  SettingsError              a setting that cannot be meant: file, line, what was expected
+  RouterError, ProviderError in router.errors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from difflib import get_close_matches
+
+
+class BughiveError(Exception):
+    """Root of all errors raised by `router`, `ledger` and `reports`; one line of text each."""
+
+    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+class LedgerError(BughiveError):
+    """The ledger cannot do what was asked; says what, where, and what to do."""
+
+
+class DamagedLedger(LedgerError):
+    """A file of the ledger is missing, altered or cut in the middle."""
+
+
+class NoSuchSession(LedgerError):
+    """A session asked for by name that has no events."""
+
+
+class SettingsError(BughiveError):
+    """A setting that cannot be used; names the file and line, and what was expected."""
+
+
+class BudgetError(BughiveError):
+    """A request refused before any byte was sent."""
+
+
+class UnpricedModel(BudgetError):
+    """The model has no price in force, so a hard budget cannot hold."""
+
+
+class UnboundedRequest(BudgetError):
+    """The request may cost more than can be told beforehand, so a hard budget cannot hold."""
+
+
+class BudgetExceeded(BudgetError):
+    """A limit would not hold: spent + reserved + in doubt + asked is above it. All amounts in USD."""
+
+    def __init__(
+        self,
+        *,
+        scope: str,
+        scope_id: str | None,
+        limit_usd: Decimal,
+        spent_usd: Decimal,
+        reserved_usd: Decimal,
+        in_doubt_usd: Decimal,
+        asked_usd: Decimal,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            f"budget of {scope} {scope_id or ''}".rstrip()
+            + f" exceeded: limit ${_plain(limit_usd)}, spent ${_plain(spent_usd)},"
+            f" reserved ${_plain(reserved_usd)}, in doubt ${_plain(in_doubt_usd)},"
+            f" asked ${_plain(asked_usd)}; raise the limit or lower max_tokens",
+            request_id=request_id,
+        )
+        self.scope = scope
+        self.scope_id = scope_id
+        self.limit_usd = limit_usd
+        self.spent_usd = spent_usd
+        self.reserved_usd = reserved_usd
+        self.in_doubt_usd = in_doubt_usd
+        self.asked_usd = asked_usd
+
+
+def _plain(amount: Decimal) -> str:
+    """An amount with no more digits than it has."""
+    return format(amount.normalize(), "f")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The end of an error message that names what was perhaps meant; empty where nothing is near.
+
+    >>> nearest("analyse_page", ["analyze_page", "classify_bug"])
+    '; did you mean analyze_page?'
+    """
+    found = get_close_matches(word, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(found)}?" if found else ""

@@ -1,0 +1,591 @@
+"""The ledger as a program uses it: requests are begun, their events appended, everything is kept.
+
+    with Ledger.open("data/ledger") as ledger:
+        log = ledger.begin(RequestReceived(...), AttemptStarted(...))   # durable before anything is sent
+        log.append(AttemptSucceeded(...), RequestCompleted(...))        # durable before route() returns
+        ledger.connect().sql("select * from sessions")
+
+A request's whole story is in one journal. This module decides which, tells state.db, and lets go of
+everything at a fork; how a line is written is the journal's affair.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from pydantic import BaseModel
+
+from ledger.budgets import Hold, Limit
+from ledger.errors import LedgerError
+from ledger.events import (
+    REQUEST_ENDS,
+    AttemptCancelled,
+    AttemptStarted,
+    JournalOpened,
+    RequestFailed,
+    RequestReceived,
+)
+from ledger.files import check_file_system, make_private_folder, open_private, replace_file, sync_folder
+from ledger.journal import Clock, Journal, part_paths, read_story
+from ledger.manifest import coverage, read_manifest
+from ledger.prices import PriceBook
+from ledger.settings import Durability, Settings
+from ledger.state import State
+
+if TYPE_CHECKING:
+    import duckdb
+    import polars as pl
+
+    from ledger.segments import Sealed
+
+_log = logging.getLogger("ledger")
+
+ROTATE_AT_EVENTS = 50_000
+SEAL_AT_JOURNALS = 2_000
+APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
+_EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")
+
+
+def utc_now() -> datetime:
+    """The wall clock, UTC-aware."""
+    return datetime.now(UTC)
+
+
+class RequestLog:
+    """An open request's line to the one journal that tells its story."""
+
+    def __init__(self, ledger: Ledger, journal: Journal, received: RequestReceived) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._received = received
+        self._ended = False
+        self.started_at = datetime.min.replace(tzinfo=UTC)  # set by begin
+
+    def append(self, *events: BaseModel) -> datetime:
+        """Append events as one commit; durable on return. Gives their `occurred_at`.
+
+        The event that ends the request closes the log. Raises LedgerError where they could not be
+        written: outcomes are written as soon as that is possible; an attempt that was to start is
+        recorded as cancelled, and its request as failed.
+        """
+        if self._ended:
+            raise LedgerError(f"request {self._received.request_id} has ended; nothing can follow")
+        return self._commit(events)
+
+    def _begin(self, events: Sequence[BaseModel]) -> None:
+        self.started_at = self._commit(events)
+
+    def _commit(self, events: Sequence[BaseModel]) -> datetime:
+        starting = [event for event in events if isinstance(event, AttemptStarted)]
+        ends = any(event.event_type in REQUEST_ENDS for event in events)  # type: ignore[attr-defined]
+        first = isinstance(events[0], RequestReceived)
+
+        def never_sent(at: datetime) -> Sequence[BaseModel]:
+            request_at = at if first else self.started_at
+            return () if ends else _never_sent(self._received, request_at, starting, at)
+
+        try:
+            occurred_at = self._journal.append(
+                events,
+                must_keep=not starting and not first,
+                unless_confirmed=never_sent if starting or first else None,
+            )
+        except BaseException:
+            for event in starting:
+                self._ledger.release(event.attempt_id)
+            if ends or starting or first:
+                self._end()
+            raise
+        if ends:
+            self._end()
+        self._ledger._after_append(self._journal)
+        return occurred_at
+
+    def _end(self) -> None:
+        self._ended = True
+        self._ledger._request_ended(self._journal)
+
+
+def _never_sent(
+    received: RequestReceived, request_at: datetime, starting: Sequence[AttemptStarted], at: datetime
+) -> list[BaseModel]:
+    """How a request ends whose attempt was refused before a byte was sent; pure."""
+    request = received.model_dump(include={"request_id", "session_id", "task", "tags", "requested_tier"})
+    routing = {"attempt_id", "attempt_number", "tier", "provider", "model", "streamed"}
+    reason = "the ledger could not record it, so nothing was sent"
+    cancelled = [
+        AttemptCancelled(
+            **request,
+            **attempt.model_dump(include=routing),
+            started_at=at,
+            billing="unbilled",
+            billing_rule="never_sent",
+            reason=reason,
+        )
+        for attempt in starting
+    ]
+    last = starting[-1] if starting else None
+    failed = RequestFailed(
+        **request,
+        started_at=request_at,
+        attempt_number=last.attempt_number if last else 0,
+        tier=last.tier if last else received.requested_tier,
+        error_type="cancelled",
+        error_message=reason,
+        reason="cancelled",
+    )
+    return [*cancelled, failed]
+
+
+class _Identity(NamedTuple):
+    """ledger.id: who this ledger is, and the key of its prompt hashes."""
+
+    ledger_id: str
+    prompt_key: bytes
+
+
+class Ledger:
+    """A folder of journals and segments. Thread-safe; a forked child goes on with a journal of its own."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        durability: Durability,
+        clock: Clock,
+        prices: PriceBook,
+        auto_seal: bool,
+        temporary: bool = False,
+    ) -> None:
+        self.path = path
+        self.prices = prices
+        self.durability = durability
+        self._clock = clock
+        self._auto_seal = auto_seal
+        self._temporary = temporary
+        self._closed = False
+        self._sealer: subprocess.Popen[bytes] | None = None
+        self._journals: dict[Journal, int] = {}  # this process's, with the requests that lease them
+        self._current: Journal | None = None
+        self._open_state: State | None = None
+        self._lock = threading.Lock()  # which journals there are
+        self._state_lock = threading.Lock()  # state.db
+        self._identity = _lay_out(path)
+        self._today = clock().date()
+        with self._state() as state:
+            self._derive_if_new(state)
+            from ledger.segments import recover_dead
+
+            recover_dead(path, state, clock)
+        self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
+        atexit.register(self._at_exit)
+        _register_fork_hooks(weakref.ref(self))
+        if self._has_much_to_seal():
+            self._start_sealer()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path | None = None,
+        durability: Durability | None = None,
+        *,
+        clock: Clock = utc_now,
+        prices: PriceBook | None = None,
+        auto_seal: bool = True,
+    ) -> Ledger:
+        """Open or create the ledger at `path`; without one, at the place that settings name.
+
+        durability: "power-loss" (the default) returns from an append when the disk has it,
+        "process-crash" when the kernel has it. Ends what dead processes left open. Raises LedgerError
+        where the path is not a folder this process can use, SettingsError for a broken bughive.toml.
+        """
+        settings = Settings.load()
+        chosen = durability or settings.durability
+        if chosen not in ("power-loss", "process-crash"):
+            raise LedgerError(f"durability must be power-loss or process-crash, not {chosen!r}")
+        return cls(
+            Path(path) if path is not None else settings.ledger_path,
+            durability=chosen,
+            clock=clock,
+            prices=prices or PriceBook.load(settings.prices),
+            auto_seal=auto_seal,
+        )
+
+    @classmethod
+    def in_memory(cls, *, clock: Clock = utc_now, prices: PriceBook | None = None) -> Ledger:
+        """A private ledger in a temporary folder that goes when it is closed; for tests."""
+        return cls(
+            Path(tempfile.mkdtemp(prefix="bughive-ledger-")),
+            durability="process-crash",
+            clock=clock,
+            prices=prices or PriceBook.load(),
+            auto_seal=False,
+            temporary=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Ledger {self.path} {self.durability}{' closed' if self._closed else ''}>"
+
+    @property
+    def id(self) -> str:
+        """This ledger's identity: 32 hex characters, in the name of each of its segments."""
+        return self._identity.ledger_id
+
+    def prompt_hash(self, body: bytes) -> str:
+        """32 hex characters; equal for equal bodies in one ledger, and no help in guessing a prompt."""
+        return hashlib.blake2b(body, key=self._identity.prompt_key, digest_size=16).hexdigest()
+
+    def begin(self, received: RequestReceived, *events: BaseModel) -> RequestLog:
+        """Record a request and what follows at once; durable on return.
+
+        Raises LedgerError where that is not possible: then nothing may be sent.
+        """
+        log = RequestLog(self, self._lease_journal(), received)
+        log._begin((received, *events))
+        return log
+
+    def reserve(self, hold: Hold, limits: Sequence[Limit]) -> None:
+        """Hold an attempt's ceiling against limits, in one transaction over all processes.
+
+        Raises BudgetExceeded where a limit would not hold; then nothing is held.
+        """
+        journal = self._lease_journal()
+        try:
+            with self._caught_up(self._own_journals()) as state:
+                state.reserve(journal.id, hold, limits)
+        finally:
+            self._request_ended(journal)
+
+    def release(self, attempt_id: str) -> None:
+        """Let go of a hold whose attempt never started."""
+        with contextlib.suppress(LedgerError), self._state() as state, state.transaction():
+            state.release(attempt_id)
+
+    def seal(self, *, wait_s: float = 60.0) -> Sealed:
+        """Move all whole lines of all journals into segments; see ledger.segments."""
+        from ledger.segments import seal
+
+        with self._caught_up(self._own_journals()):
+            pass
+        with self._state() as state:
+            return seal(self.path, self.id, state, self._clock, wait_s=wait_s)
+
+    def connect(self, session_id: str | None = None) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection with all views, as of now; with a session only its segments are opened."""
+        from ledger.reader import connect
+
+        return connect(self.path, session_id=session_id)
+
+    def scan(self) -> pl.LazyFrame:
+        """All events, one row each, as a Polars LazyFrame; columns as in ledger.schema."""
+        from ledger.reader import scan
+
+        return scan(self.path)
+
+    def close(self) -> None:
+        """Close this process's journals and state.db. Requests still open are left to recovery."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        with self._lock:
+            journals, self._journals, self._current = list(self._journals), {}, None
+        try:
+            for journal in journals:
+                self._close_journal(journal, "closed")
+        finally:
+            with self._state_lock:
+                if self._open_state is not None:
+                    self._open_state.close()
+                    self._open_state = None
+            if self._temporary:
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    # the journals of this process
+
+    def _own_journals(self) -> list[Journal]:
+        with self._lock:
+            return list(self._journals)
+
+    def _lease_journal(self) -> Journal:
+        """The journal for a new request. It stays open until `_request_ended`."""
+        with self._lock:
+            if self._closed:
+                raise LedgerError(f"the ledger {self.path} is closed; open it again to record more")
+            if self._current is None:
+                self._current = self._new_journal()
+                self._journals[self._current] = 0
+            self._journals[self._current] += 1
+            return self._current
+
+    def _new_journal(self) -> Journal:
+        import uuid_utils
+
+        opened = JournalOpened(host=socket.gethostname() or "unknown", pid=os.getpid(), version=_version())
+        durable = self.durability == "power-loss"
+        return Journal.create(
+            self.path / "journals", uuid_utils.uuid7().hex, opened, self._clock, durable=durable
+        )
+
+    def _after_append(self, journal: Journal) -> None:
+        """What need not be done at each append: tell state.db, rotate, seal a day that is over."""
+        if journal.seq - journal.applied_seq >= APPLY_AT_EVENTS:
+            self._apply_quietly(journal)
+        today = self._clock().date()
+        if journal.seq >= ROTATE_AT_EVENTS or today != self._today:
+            with self._lock:
+                rotated = journal is self._current and journal.seq >= ROTATE_AT_EVENTS
+                if rotated:
+                    self._current = None
+                new_day, self._today = today != self._today, today
+                idle = rotated and self._journals.get(journal) == 0
+            if idle:
+                self._drop(journal)
+            if rotated or new_day:
+                self._start_sealer()
+
+    def _request_ended(self, journal: Journal) -> None:
+        with self._lock:
+            if journal not in self._journals:
+                return  # closed meanwhile
+            self._journals[journal] -= 1
+            drained = journal is not self._current and self._journals[journal] == 0
+        if drained:
+            self._drop(journal)
+
+    def _drop(self, journal: Journal) -> None:
+        with self._lock:
+            if self._journals.pop(journal, None) is None:
+                return
+        self._close_journal(journal, "rotated")
+
+    def _close_journal(self, journal: Journal, reason: str) -> None:
+        try:
+            journal.close(reason)
+        except LedgerError as error:
+            _log.error("journal %s is left for recovery to close: %s", journal.id, error)
+        self._apply_quietly(journal)
+
+    # state.db
+
+    @contextlib.contextmanager
+    def _state(self) -> Iterator[State]:
+        """state.db, opened when first used, for one thread at a time."""
+        with self._state_lock:
+            state = self._open_state = self._open_state or State(self.path / "state.db")
+            yield state
+
+    @contextlib.contextmanager
+    def _caught_up(self, journals: Iterable[Journal]) -> Iterator[State]:
+        """A transaction of state.db that begins with what these journals have written."""
+        applied: list[tuple[Journal, int]] = []
+        with self._state() as state:
+            with state.transaction():
+                for journal in journals:
+                    events = journal.take_unapplied()
+                    if events:
+                        state.apply(journal.id, [(seq, vars(event)) for seq, event in events])
+                        applied.append((journal, events[-1][0]))
+                yield state
+            for journal, seq in applied:  # only now: a transaction that failed has applied nothing
+                journal.applied(seq)
+
+    def _apply_quietly(self, journal: Journal) -> None:
+        """state.db is derived: nothing that fails in it may fail a request that is on the books."""
+        try:
+            with self._caught_up([journal]):
+                pass
+        except Exception as error:
+            _log.warning("state.db lags behind journal %s: %s", journal.id, error)
+
+    def _derive_if_new(self, state: State) -> None:
+        if not state.is_derived:
+            with state.transaction():
+                state.rebuild(_all_stories(self.path))
+
+    # sealing beside the program
+
+    def _has_much_to_seal(self) -> bool:
+        """Whether earlier days' journals, or very many, lie about."""
+        midnight = datetime(self._today.year, self._today.month, self._today.day, tzinfo=UTC).timestamp()
+        found = [
+            entry
+            for entry in os.scandir(self.path / "journals")
+            if entry.name.endswith(".jsonl") and entry.name != "empty.jsonl"
+        ]
+        return len(found) >= SEAL_AT_JOURNALS or any(_modified(entry) < midnight for entry in found)
+
+    def _start_sealer(self) -> None:
+        """Seal in a short process of its own: pyarrow has no place in an agent, nor its output."""
+        if not self._auto_seal or (self._sealer is not None and self._sealer.poll() is None):
+            return
+        source = str(Path(__file__).resolve().parents[1])
+        search_path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        with contextlib.suppress(OSError):
+            self._sealer = subprocess.Popen(
+                [sys.executable, "-m", "ledger.segments", str(self.path.absolute())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": search_path},
+                start_new_session=True,
+            )
+
+    # forks
+
+    def _before_fork(self) -> None:
+        """SQLite must not be open in both; and no lock may be held by a thread the child does not have."""
+        self._lock.acquire()
+        self._state_lock.acquire()
+        if self._open_state is not None:
+            self._open_state.close()
+            self._open_state = None
+
+    def _after_fork_in_parent(self) -> None:
+        self._state_lock.release()
+        self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        inherited, self._journals, self._current = list(self._journals), {}, None
+        self._lock, self._state_lock = threading.Lock(), threading.Lock()
+        self._sealer = None
+        self._temporary = False  # the folder is the parent's to remove
+        for journal in inherited:
+            journal.leave()
+
+
+def _register_fork_hooks(ref: Callable[[], Ledger | None]) -> None:
+    """Hooks cannot be taken back, so they hold the ledger weakly."""
+
+    def call(method: Callable[[Ledger], None]) -> Callable[[], None]:
+        def hook() -> None:
+            ledger = ref()
+            if ledger is not None:
+                method(ledger)
+
+        return hook
+
+    os.register_at_fork(
+        before=call(Ledger._before_fork),
+        after_in_parent=call(Ledger._after_fork_in_parent),
+        after_in_child=call(Ledger._after_fork_in_child),
+    )
+
+
+def _close_at_exit(ref: Callable[[], Ledger | None]) -> None:
+    ledger = ref()
+    if ledger is not None:
+        ledger.close()
+
+
+def _modified(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:  # removed by a sealer meanwhile
+        return float("inf")
+
+
+@functools.cache
+def _version() -> str:
+    try:
+        return metadata.version("bughive-costs")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _lay_out(path: Path) -> _Identity:
+    """Make what a ledger's folder must have, and read who it is. All of it may exist already."""
+    make_private_folder(path)
+    check_file_system(path)
+    nothing_sealed = path / "events" / "date=1970-01-01"
+    for folder in (path / "journals", path / "events", nothing_sealed):
+        make_private_folder(folder)
+    try:
+        identity = _identity_of(path)
+        for file, content in (
+            (path / "journals" / "empty.jsonl", b""),
+            (nothing_sealed / "empty.parquet", _EMPTY_SEGMENT.read_bytes()),
+            (path / "ledger.sql", _ledger_sql(path)),
+        ):
+            if not file.exists() or file.read_bytes() != content:
+                replace_file(file, content)
+    except OSError as error:
+        raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}: {error.filename}") from error
+    return identity
+
+
+def _ledger_sql(path: Path) -> bytes:
+    from ledger.reader import ledger_sql
+
+    text: str = ledger_sql(path)
+    return text.encode()
+
+
+def _identity_of(path: Path) -> _Identity:
+    """ledger.id, made once: the first process to link its file into place decides."""
+    file = path / "ledger.id"
+    if not file.exists():
+        batches, _ = read_manifest(path)
+        ledger_id = batches[0].ledger_id if batches else secrets.token_hex(16)
+        proposal = path / f"ledger.id.{secrets.token_hex(4)}.tmp"
+        fd = open_private(proposal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(fd, "w") as stream:
+            json.dump({"ledger_id": ledger_id, "prompt_key": secrets.token_hex(32)}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(proposal, file)
+        proposal.unlink()
+        sync_folder(path)
+    try:
+        content = json.loads(file.read_bytes())
+        return _Identity(content["ledger_id"], bytes.fromhex(content["prompt_key"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise LedgerError(f"{file} is damaged; put the ledger's own back, or remove it: {error!r}") from error
+
+
+def _all_stories(path: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Each journal's id and all its events from the first on, sealed or not."""
+    from ledger.segments import sealed_events
+
+    batches, _ = read_manifest(path)
+    folder = path / "journals"
+    found = {file.name.split(".")[0] for file in folder.glob("*.jsonl")} - {"empty"}
+    for journal_id in sorted(found | set(coverage(batches))):
+        by_seq = {event["seq"]: event for event in sealed_events(path, batches, journal_id)}
+        for part in part_paths(folder, journal_id):
+            for event in read_story(part.read_bytes(), journal_id).events:
+                by_seq.setdefault(event["seq"], event)
+        yield journal_id, [by_seq[seq] for seq in sorted(by_seq)]

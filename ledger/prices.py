@@ -1,0 +1,224 @@
+"""What a token costs, and since when: the price book, and the list cost of a usage.
+
+    prices.toml, bughive.toml ──PriceBook.load()──▶ book.at(provider, model, moment) ──▶ ModelPrices | None
+    ModelPrices.units(prompt tokens) ──▶ UnitPrices ──list_cost_usd(units, usage)──▶ Decimal | None
+
+Prices are USD per million tokens, exact decimals. An unknown price is None, and so is any cost
+that would need it; nothing is ever taken for $0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ledger.errors import SettingsError
+from ledger.events import usd
+
+_PER_TOKEN = Decimal("0.000001")
+_DEFAULT_BOOK = Path(__file__).with_name("prices.toml")
+
+
+class Usage(NamedTuple):
+    """Tokens of one answer in disjoint buckets; `reasoning_tokens` is a part of `output_tokens`."""
+
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    web_search_requests: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """All tokens of the prompt, cached or not."""
+        return (
+            self.input_tokens
+            + self.cache_read_tokens
+            + self.cache_write_5m_tokens
+            + self.cache_write_1h_tokens
+        )
+
+
+class UnitPrices(NamedTuple):
+    """USD per million tokens, `web_search` per search; None: not known."""
+
+    input: Decimal | None = None
+    cache_read: Decimal | None = None
+    cache_write_5m: Decimal | None = None
+    cache_write_1h: Decimal | None = None
+    output: Decimal | None = None
+    web_search: Decimal | None = None
+
+    def as_event_fields(self) -> dict[str, Decimal | None]:
+        """The unit prices under the names outcome events record them by."""
+        return {
+            "input_usd_per_mtok": self.input,
+            "cache_read_usd_per_mtok": self.cache_read,
+            "cache_write_5m_usd_per_mtok": self.cache_write_5m,
+            "cache_write_1h_usd_per_mtok": self.cache_write_1h,
+            "output_usd_per_mtok": self.output,
+            "web_search_usd_per_request": self.web_search,
+        }
+
+
+class LongContext(NamedTuple):
+    """Prices for all tokens of a request whose prompt has more than `above_tokens`."""
+
+    above_tokens: int
+    units: UnitPrices
+
+
+class ModelPrices(NamedTuple):
+    """One entry of the book: the prices of one model from one day on."""
+
+    provider: str
+    model: str
+    starts_at: datetime
+    base: UnitPrices
+    long_context: tuple[LongContext, ...] = ()
+    overrun_tokens: int = 0  # tokens the model is known to write beyond max_tokens
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+
+    def units(self, prompt_tokens: int) -> UnitPrices:
+        """The unit prices for a prompt of that many tokens."""
+        dearer = [tier for tier in self.long_context if prompt_tokens > tier.above_tokens]
+        return max(dearer, key=lambda tier: tier.above_tokens).units if dearer else self.base
+
+    def all_units(self) -> tuple[UnitPrices, ...]:
+        """Every set of unit prices that may come to apply."""
+        return (self.base, *(tier.units for tier in self.long_context))
+
+
+def list_cost_usd(units: UnitPrices, usage: Usage) -> Decimal | None:
+    """Σ tokens × price × 0.000001, exact; None where a bucket that is not empty has no price."""
+    total = Decimal(0)
+    for count, price, factor in (
+        (usage.input_tokens, units.input, _PER_TOKEN),
+        (usage.cache_read_tokens, units.cache_read, _PER_TOKEN),
+        (usage.cache_write_5m_tokens, units.cache_write_5m, _PER_TOKEN),
+        (usage.cache_write_1h_tokens, units.cache_write_1h, _PER_TOKEN),
+        (usage.output_tokens, units.output, _PER_TOKEN),
+        (usage.web_search_requests, units.web_search, Decimal(1)),
+    ):
+        if count == 0:
+            continue
+        if price is None:
+            return None
+        total += count * price * factor
+    return usd(total)
+
+
+class PriceBook:
+    """Dated prices by provider and model; immutable. `hash` names its content in events."""
+
+    def __init__(self, entries: Iterable[ModelPrices]) -> None:
+        self._entries: dict[tuple[str, str], list[ModelPrices]] = {}
+        for entry in entries:
+            for name in (entry.model, *entry.aliases):
+                self._entries.setdefault((entry.provider, name), []).append(entry)
+        for dated in self._entries.values():
+            dated.sort(key=lambda entry: entry.starts_at)
+        self.hash = _hash_of(self._entries)
+
+    @classmethod
+    def load(cls, own: Iterable[Mapping[str, Any]] = ()) -> PriceBook:
+        """The book that ships with this package, with the user's `own` entries winning by model.
+
+        Raises SettingsError naming the entry for a price that is negative, not finite, has more
+        than six decimals, or stands without model, provider or day.
+        """
+        shipped = tomllib.loads(_DEFAULT_BOOK.read_text("utf-8"), parse_float=Decimal)["prices"]
+        own_entries = [_entry(raw, "bughive.toml") for raw in own]
+        replaced = {(entry.provider, entry.model) for entry in own_entries}
+        kept = [
+            entry
+            for entry in (_entry(raw, _DEFAULT_BOOK.name) for raw in shipped)
+            if (entry.provider, entry.model) not in replaced
+        ]
+        return cls([*kept, *own_entries])
+
+    def at(self, provider: str, model: str, moment: datetime) -> ModelPrices | None:
+        """The entry in force at that moment; None: the model has no price then."""
+        in_force = None
+        for entry in self._entries.get((provider, model), ()):
+            if entry.starts_at <= moment:
+                in_force = entry
+        return in_force
+
+
+_UNIT_KEYS = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "web_search")
+_ENTRY_KEYS = {
+    *_UNIT_KEYS,
+    *("provider", "model", "aliases", "from", "source", "checked", "long_context", "overrun_tokens"),
+}
+
+
+def _entry(raw: Mapping[str, Any], where: str) -> ModelPrices:
+    """One [[prices]] table as an entry; raises SettingsError naming it."""
+    label = f"{where}, [[prices]] of {raw.get('provider', '?')} {raw.get('model', '?')}"
+    unknown = sorted(set(raw) - _ENTRY_KEYS)
+    if unknown:
+        raise SettingsError(f"{label}: unknown key {unknown[0]!r}; expected {', '.join(sorted(_ENTRY_KEYS))}")
+    starts_on = raw.get("from")
+    if not (isinstance(raw.get("provider"), str) and isinstance(raw.get("model"), str)):
+        raise SettingsError(f"{label}: provider and model must be strings")
+    if not isinstance(starts_on, date):
+        raise SettingsError(f"{label}: from must be a date like 2026-11-22, not {starts_on!r}")
+    tiers = sorted(
+        (LongContext(int(tier["above_tokens"]), _units(tier, label)) for tier in raw.get("long_context", ())),
+        key=lambda tier: tier.above_tokens,
+    )
+    return ModelPrices(
+        provider=raw["provider"],
+        model=raw["model"],
+        starts_at=_midnight_utc(starts_on),
+        base=_units(raw, label),
+        long_context=tuple(tiers),
+        overrun_tokens=int(raw.get("overrun_tokens", 0)),
+        aliases=tuple(raw.get("aliases", ())),
+        source=str(raw.get("source", "")),
+    )
+
+
+def _midnight_utc(day: date) -> datetime:
+    if isinstance(day, datetime):
+        return day.astimezone(UTC) if day.tzinfo else day.replace(tzinfo=UTC)
+    return datetime.combine(day, time(), UTC)
+
+
+def _units(raw: Mapping[str, Any], label: str) -> UnitPrices:
+    return UnitPrices(**{key: _price(raw[key], f"{label}: {key}") for key in _UNIT_KEYS if key in raw})
+
+
+def _price(value: object, label: str) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise SettingsError(f"{label} must be a number of USD, not {value!r}")
+    price = Decimal(value)
+    if not price.is_finite() or price < 0 or price >= 1_000_000:
+        raise SettingsError(f"{label} must be between 0 and 1,000,000 USD, not {value}")
+    if price != round(price, 6):
+        raise SettingsError(f"{label} must have at most six decimals, not {value}")
+    return price
+
+
+def _hash_of(entries: Mapping[tuple[str, str], list[ModelPrices]]) -> str:
+    text = repr(sorted((key, [_canonical(entry) for entry in dated]) for key, dated in entries.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _canonical(entry: ModelPrices) -> str:
+    """What of an entry decides a figure, spelt the same for equal prices."""
+    units = [
+        [None if price is None else format(price.normalize(), "f") for price in unit]
+        for unit in entry.all_units()
+    ]
+    thresholds = [tier.above_tokens for tier in entry.long_context]
+    return repr((entry.starts_at.isoformat(), units, thresholds, entry.overrun_tokens))

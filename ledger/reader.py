@@ -1,0 +1,354 @@
+"""How the ledger is read: one snapshot of its files, and the views over it, in DuckDB.
+
+    journals/*.jsonl ─┐
+    manifest.jsonl   ─┼─ views/snapshot.sql ─▶ events ─▶ attempts ─▶ requests ─▶ sessions, …
+    events/*.parquet ─┘
+
+The same SQL serves `connect` and `ledger.sql`, the file that a plain DuckDB prompt reads. A reader
+creates nothing in the ledger, and refuses files that contradict each other. This module is
+imported by writers too: duckdb and polars load when something is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ledger.errors import DamagedLedger, LedgerError, nearest
+from ledger.schema import COLUMNS, SQL_TYPES, arrow_schema, TIER_ORDER
+
+if TYPE_CHECKING:
+    import apsw
+    import duckdb
+    import polars as pl
+
+_log = logging.getLogger("ledger")
+
+VIEWS = (  # each reads only those before it
+    "events",
+    "attempts",
+    "requests",
+    "sessions",
+    "tier_breakdown",
+    "model_performance",
+    "daily_spend",
+    "budget_status",
+    "in_doubt",
+    "fallbacks",
+)
+_FOLDER = Path(__file__).with_name("views")
+_SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
+
+
+def connect(
+    path: str | Path,
+    session_id: str | None = None,
+    *,
+    tz: str = "UTC",
+    allow_damage: bool = False,
+    views: Iterable[str] = VIEWS,
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the ledger's views as of now; nothing is written to the ledger.
+
+    session_id: `events`, and so all views, hold this session alone; only the segments that hold it
+    are opened. tz: where days begin, and how moments are shown. allow_damage: leave out what is
+    missing or altered instead of refusing. views: those to make, each after what it reads.
+
+    Raises LedgerError where there is no ledger or no such time zone, DamagedLedger where its files
+    contradict each other; that names the file.
+    """
+    import duckdb
+
+    root = existing_ledger(path)
+    connection = duckdb.connect(config=_config())
+    try:
+        _set_time_zone(connection, tz)
+        _set_variables(connection, root, session_id, allow_damage)
+        _take_snapshot(connection, root)
+        _check_segments(connection, root, allow_damage)
+        _make_views(connection, root, views, stored=("events",) if session_id is not None else ())
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def ledger_sql(path: str | Path) -> str:
+    """The text of ledger.sql: the snapshot and all views, for a DuckDB with nothing else installed."""
+    return "\n".join(
+        [
+            "-- This ledger's events and all views over them, journals included, as of now.",
+            "--",
+            "--     duckdb -init ledger.sql        or, at its prompt:  .read ledger.sql",
+            "--     select * from sessions;",
+            "--",
+            "-- Run it again for newer data. It writes nothing to the ledger. Made by bughive-costs.",
+            "",
+            "set TimeZone = 'UTC';",
+            f"set variable ledger_path = {_quoted(os.path.abspath(path))};",
+            f"set variable ledger_fields = {_quoted(_fields())};",
+            "",
+            _sql_file("snapshot"),
+            *(_view_statement(name) for name in VIEWS),
+        ]
+    )
+
+
+def scan(path: str | Path, *, allow_damage: bool = False) -> pl.LazyFrame:
+    """All events as of now, one row each; columns and types as in `ledger.schema`, in its order.
+
+    Segments are read when the frame is collected; journals are read at once. Raises as `connect`.
+    """
+    import polars as pl
+
+    with connect(path, allow_damage=allow_damage, views=()) as connection:
+        journals = connection.execute(
+            f"select {', '.join(column.name for column in COLUMNS)} from ledger_journal_events"
+        ).to_arrow_table()
+        segments = _segments_of(connection)
+    frame = pl.from_arrow(journals.cast(arrow_schema()))
+    assert isinstance(frame, pl.DataFrame)
+    sealed = pl.scan_parquet(
+        segments,
+        schema=frame.schema,
+        glob=False,
+        hive_partitioning=False,
+        missing_columns="insert",
+        extra_columns="ignore",
+    )
+    return pl.concat([sealed, frame.lazy()])
+
+
+def lock(connection: duckdb.DuckDBPyConnection) -> None:
+    """Shut a connection in: it reads the ledger's segments, no other file, and stays so."""
+    connection.execute("set python_enable_replacements = false")
+    connection.execute(f"set allowed_paths = [{', '.join(map(_quoted, _segments_of(connection)))}]")
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+
+
+def select_only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
+    """Run one SELECT on a connection that `lock` has shut in.
+
+    Raises LedgerError for anything else: no statement, several, one of another kind, or one that
+    DuckDB refuses; its own first words are in the message.
+    """
+    import duckdb
+
+    try:
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            raise LedgerError(f"only one SELECT can be run here, not {_described(statements)}")
+        return connection.execute(statements[0])
+    except duckdb.Error as error:
+        raise LedgerError(f"this SQL cannot be run: {_first_words(error)}") from error
+
+
+def existing_ledger(path: str | Path) -> Path:
+    """The ledger's absolute path. Raises LedgerError where there is none; creates nothing."""
+    root = Path(os.path.abspath(path))
+    if root.is_dir() and (root / "journals").is_dir():
+        return root
+    if not root.exists():
+        raise LedgerError(f"there is no ledger at {path}; name its folder with --ledger or BUGHIVE_LEDGER")
+    if not root.is_dir():
+        raise LedgerError(f"{path} is a file, not a ledger; name the ledger's folder")
+    raise LedgerError(f"{path} is not a ledger: it has no folder journals; name the ledger's folder")
+
+
+def tier_rank(tier: str | None) -> tuple[int, str]:
+    """A key that sorts tiers in their order; unknown ones after them by name, None last."""
+    known = TIER_ORDER.index(tier) if tier in TIER_ORDER else len(TIER_ORDER)
+    return (known if tier is not None else len(TIER_ORDER) + 1, tier or "")
+
+
+def view_sql(name: str) -> str:
+    """The text of a view's file, its header included."""
+    return _sql_file(name)
+
+
+# the snapshot
+
+
+def _config() -> dict[str, str | bool | int | float | list[str]]:
+    return {
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "temp_directory": os.path.join(tempfile.gettempdir(), f"bughive-duckdb-{os.getpid()}"),  # not here
+    }
+
+
+def _set_time_zone(connection: duckdb.DuckDBPyConnection, tz: str) -> None:
+    import duckdb
+
+    try:
+        connection.execute(f"set TimeZone = {_quoted(tz)}")
+    except duckdb.Error as error:
+        known = [row[0] for row in connection.execute("select name from pg_timezone_names()").fetchall()]
+        raise LedgerError(f"unknown time zone {tz!r}{nearest(tz, known)}") from error
+
+
+def _set_variables(
+    connection: duckdb.DuckDBPyConnection, root: Path, session_id: str | None, allow_damage: bool
+) -> None:
+    connection.execute("set variable ledger_path = ?", [str(root)])
+    connection.execute("set variable ledger_fields = ?", [_fields()])
+    if allow_damage:
+        connection.execute("set variable ledger_allow_damage = true")
+    if session_id is None:
+        return
+    connection.execute("set variable ledger_session = ?", [session_id])
+    if held := _batches_of_session(root, session_id):
+        connection.execute("set variable ledger_batches = ?::bigint[]", [held.batches])
+        connection.execute("set variable ledger_indexed_batch = ?", [held.indexed_batch])
+
+
+def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    import duckdb
+
+    for tries_left in reversed(range(_SNAPSHOT_TRIES)):
+        try:
+            connection.execute(_sql_file("snapshot"))
+            return
+        except duckdb.IOException as error:
+            if not tries_left:
+                raise LedgerError(f"{root} cannot be read: {_first_words(error)}") from error
+        except duckdb.InvalidInputException as error:
+            raise DamagedLedger(
+                f"{root}/{_first_words(error)}; restore it, or read around it with --allow-damage"
+            ) from error
+
+
+def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_damage: bool) -> None:
+    """Hold the manifest's segments against the files: each must be there, in its size."""
+    listed = connection.execute("select file, bytes from ledger_manifest order by batch").fetchall()
+    missing = {str(root / file) for file, size in listed if _size_of(root / file) != size}
+    if not missing:
+        return
+    if not allow_damage:
+        raise DamagedLedger(
+            f"{min(missing)} is missing or not of the size in manifest.jsonl ({len(missing)} of"
+            f" {len(listed)} segments are so); restore it, or read around it with --allow-damage"
+        )
+    sound = [segment for segment in _segments_of(connection) if segment not in missing]
+    connection.execute("set variable ledger_segments = ?", [sound])
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _segments_of(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    row = connection.execute("select getvariable('ledger_segments')").fetchone()
+    return list(row[0]) if row else []
+
+
+def _make_views(
+    connection: duckdb.DuckDBPyConnection, root: Path, views: Iterable[str], stored: Sequence[str]
+) -> None:
+    import duckdb
+
+    try:
+        for name in views:
+            connection.execute(_view_statement(name, kind="table" if name in stored else "view"))
+    except duckdb.IOException as error:
+        raise DamagedLedger(f"{root} cannot be read: {_first_words(error)}") from error
+
+
+# which segments hold a session
+
+
+class _Held(NamedTuple):
+    """The batches up to `indexed_batch` that hold a session; of later ones it is not known."""
+
+    batches: list[int]
+    indexed_batch: int
+
+
+def _batches_of_session(root: Path, session_id: str) -> _Held | None:
+    """What state.db says; None where it cannot be read as it is: then all segments are opened."""
+    database = root / "state.db"
+    if not database.exists():
+        return None
+    try:
+        import apsw
+
+        with _read_only(database) as connection, connection:
+            indexed = connection.execute("select value from meta where key = 'indexed_batch'").get
+            found = connection.execute(
+                "select batch from session_batches where session_id = ? order by batch", (session_id,)
+            ).fetchall()
+        return _Held([batch for (batch,) in found], int(indexed)) if indexed is not None else None
+    except (apsw.Error, OSError, ValueError, TypeError) as error:
+        _log.debug("%s tells nothing of sessions, so all segments are read: %s", database, error)
+        return None
+
+
+@contextlib.contextmanager
+def _read_only(database: Path) -> Iterator[apsw.Connection]:
+    """state.db without making files beside it, which SQLite does for a WAL database that is at rest.
+
+    At rest (no -wal file) it is read as immutable, and counts only if it still is the same after.
+    """
+    import apsw
+
+    wal, shared = (database.with_name(database.name + suffix) for suffix in ("-wal", "-shm"))
+    at_rest = not wal.exists()
+    if not at_rest and not shared.exists():
+        raise OSError(f"{wal} has no -shm file beside it")
+    before = database.stat()
+    connection = apsw.Connection(
+        f"{database.as_uri()}?{'immutable=1' if at_rest else 'mode=ro'}",
+        flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+    )
+    try:
+        yield connection
+    finally:
+        connection.close()
+    after = database.stat()
+    if at_rest and (wal.exists() or (after.st_ino, after.st_mtime_ns) != (before.st_ino, before.st_mtime_ns)):
+        raise OSError(f"{database} was written to meanwhile")
+
+
+# the files of views/
+
+
+@cache
+def _sql_file(name: str) -> str:
+    return (_FOLDER / f"{name}.sql").read_text("utf-8")
+
+
+def _view_statement(name: str, kind: str = "view") -> str:
+    return f"create or replace temp {kind} {name} as\n{_sql_file(name).rstrip()};\n"
+
+
+@cache
+def _fields() -> str:
+    """An event as the JSON struct that DuckDB's from_json takes."""
+    return json.dumps({column.name: SQL_TYPES[column.kind] for column in COLUMNS})
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _first_words(error: Exception) -> str:
+    """DuckDB's message without its kind, its candidates and the quoted SQL: one line."""
+    return re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", str(error).strip()).split("\n", 1)[0].strip()
+
+
+def _described(statements: Sequence[duckdb.Statement]) -> str:
+    if len(statements) == 1:
+        return f"a statement of kind {statements[0].type.name}"
+    return f"{len(statements)} statements" if statements else "nothing"

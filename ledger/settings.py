@@ -1,0 +1,189 @@
+"""Every setting, in one place: argument > environment > .env > bughive.toml > default.
+
+    environment, .env     ANTHROPIC_API_KEY, OPENROUTER_API_KEY      asked for when first used
+                          ANTHROPIC_BASE_URL, OPENROUTER_BASE_URL    other addresses, e.g. a proxy
+                          BUGHIVE_LEDGER                             the ledger's folder
+    bughive.toml          [ledger]      path, durability ("power-loss" | "process-crash")
+                          [tiers.NAME]  model, provider              re-points a tier, or adds one
+                          [[prices]]    as in ledger/prices.toml     own prices
+
+Both files are looked for in the working directory and upwards. A path in bughive.toml is
+relative to that file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ledger.errors import SettingsError, nearest
+
+Durability = Literal["power-loss", "process-crash"]
+DEFAULT_LEDGER = Path("data/ledger")
+
+_TABLES = {"ledger": ("path", "durability"), "tiers": ("model", "provider")}
+_TOP_KEYS = ("ledger", "prices", "tiers")
+_PROVIDERS = ("anthropic", "openrouter")
+_DURABILITIES = ("power-loss", "process-crash")
+
+
+class TierSetting(NamedTuple):
+    """Which model serves a tier, and who provides it."""
+
+    model: str
+    provider: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment, `.env` and `bughive.toml` say; never holds more than was found."""
+
+    ledger_path: Path = DEFAULT_LEDGER
+    durability: Durability = "power-loss"
+    tiers: Mapping[str, TierSetting] = field(default_factory=dict)
+    prices: tuple[Mapping[str, Any], ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold keys
+    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, start: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read what applies in folder `start` (default: the working directory).
+
+        Raises SettingsError naming file and line for a bughive.toml that cannot be meant.
+        """
+        folder = (start or Path.cwd()).absolute()
+        environment = dict(os.environ if environ is None else environ)
+        dotenv = _read_dotenv(_find_upwards(folder, ".env"))
+        toml_path = _find_upwards(folder, "bughive.toml")
+        toml = _TomlFile.read(toml_path) if toml_path else None
+        named = environment.get("BUGHIVE_LEDGER") or dotenv.get("BUGHIVE_LEDGER")
+        return cls(
+            ledger_path=Path(named) if named else (toml.ledger_path if toml else DEFAULT_LEDGER),
+            durability=toml.durability if toml else "power-loss",
+            tiers=toml.tiers if toml else {},
+            prices=toml.prices if toml else (),
+            environ=environment,
+            dotenv=dotenv,
+        )
+
+    def get(self, name: str) -> str | None:
+        """A value of the environment, else of `.env`; None where it is absent or empty."""
+        return self.environ.get(name) or self.dotenv.get(name) or None
+
+
+def _find_upwards(folder: Path, name: str) -> Path | None:
+    return next((path for at in (folder, *folder.parents) if (path := at / name).is_file()), None)
+
+
+def _read_dotenv(path: Path | None) -> Mapping[str, str]:
+    if path is None:
+        return {}
+    from dotenv import dotenv_values  # late: most processes have no .env
+
+    try:
+        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read as a .env file: {error}") from error
+
+
+class _TomlFile:
+    """A bughive.toml that was found to be in order."""
+
+    def __init__(self, path: Path, text: str, content: Mapping[str, Any]) -> None:
+        self._path = path
+        self._text = text
+        self._expect_keys(content, _TOP_KEYS, table=None)
+        ledger = self._table(content, "ledger")
+        self._expect_keys(ledger, _TABLES["ledger"], table="ledger")
+        self.durability: Durability = self._one_of(
+            ledger, "ledger", "durability", _DURABILITIES, "power-loss"
+        )
+        self.ledger_path = path.parent / self._text_of(ledger, "ledger", "path", str(DEFAULT_LEDGER))
+        self.tiers = {name: self._tier(name, tier) for name, tier in self._table(content, "tiers").items()}
+        self.prices = self._prices(content.get("prices", []))
+
+    @classmethod
+    def read(cls, path: Path) -> _TomlFile:
+        import tomllib  # late: most processes have no bughive.toml
+
+        try:
+            text = path.read_text("utf-8")
+            content = tomllib.loads(text, parse_float=Decimal)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} cannot be read: {error}; expected a TOML file in UTF-8") from error
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f'{path}: {error}; expected TOML such as path = "data/ledger"') from error
+        return cls(path, text, content)
+
+    def _tier(self, name: str, raw: object) -> TierSetting:
+        table = f"tiers.{name}"
+        if not isinstance(raw, dict):
+            raise self._wrong(
+                None, name, f"tiers.{name} must be a table [tiers.{name}] with model and provider"
+            )
+        self._expect_keys(raw, _TABLES["tiers"], table=table)
+        if "model" not in raw:
+            raise self._wrong(table, None, f"[{table}] needs a model")
+        default = "openrouter" if name != "ORCHESTRATOR" else "anthropic"
+        return TierSetting(
+            self._text_of(raw, table, "model", ""),
+            self._one_of(raw, table, "provider", _PROVIDERS, default),
+        )
+
+    def _prices(self, raw: object) -> tuple[Mapping[str, Any], ...]:
+        if not isinstance(raw, list) or not all(isinstance(entry, dict) for entry in raw):
+            raise self._wrong(None, "prices", "prices must be tables [[prices]] as in ledger/prices.toml")
+        return tuple(raw)
+
+    def _table(self, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        table = content.get(name, {})
+        if not isinstance(table, dict):
+            raise self._wrong(None, name, f"{name} must be a table [{name}], not {table!r}")
+        return table
+
+    def _expect_keys(self, content: Mapping[str, Any], expected: tuple[str, ...], table: str | None) -> None:
+        for key in content:
+            if key not in expected:
+                where = f"in [{table}]" if table else "at the top"
+                hint = nearest(key, expected)
+                raise self._wrong(
+                    table, key, f"unknown key {key!r} {where}; expected {', '.join(expected)}{hint}"
+                )
+
+    def _text_of(self, content: Mapping[str, Any], table: str, key: str, default: str) -> str:
+        value = content.get(key, default)
+        if not isinstance(value, str) or (key in content and not value):
+            raise self._wrong(table, key, f"{key} in [{table}] must be a text in quotes, not {value!r}")
+        return value
+
+    def _one_of(
+        self, content: Mapping[str, Any], table: str, key: str, allowed: tuple[str, ...], default: str
+    ) -> Any:
+        value = content.get(key, default)
+        if value not in allowed:
+            raise self._wrong(table, key, f"{key} in [{table}] must be {' or '.join(allowed)}, not {value!r}")
+        return value
+
+    def _wrong(self, table: str | None, key: str | None, what: str) -> SettingsError:
+        return SettingsError(f"{self._path}, line {self._line_of(table, key)}: {what}")
+
+    def _line_of(self, table: str | None, key: str | None) -> int:
+        """The line that sets `key` in `table`: found by text, since tomllib keeps no positions."""
+        current: str | None = None
+        header_at = 1
+        for number, line in enumerate(self._text.splitlines(), start=1):
+            header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line)
+            if header:
+                current = header.group(1).replace('"', "").replace(" ", "")
+                if current == table or (table is None and key and current.split(".")[0] == key):
+                    header_at = number
+                    if key is None or table is None:
+                        return number
+            elif current == table and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
+                return number
+        return header_at

@@ -1,0 +1,364 @@
+"""state.db: what is derived from the events and wanted at once. A projection, never the truth.
+
+    positions         how far each journal has been applied
+    balances          spent per scope and quarter of an hour, budget or not
+    request_spent     spent per request while it is open
+    holds             ceilings of attempts that are reserved, in flight, or in doubt
+    session_batches   which batches hold a session
+
+`fold` turns events into a change, purely; `State.apply` writes that change and the position it
+belongs to in one transaction, so that every event counts once, however often it is offered.
+Amounts are whole numbers of 1e-12 USD ("pico"), which is what a ledger's decimal holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import apsw
+
+from ledger.budgets import Balance, Hold, Limit, check
+from ledger.errors import LedgerError
+from ledger.events import MONEY_PLACES
+from ledger.files import open_private
+
+QUARTER_S = 900
+STATE_VERSION = "1"
+_PICO = 10**MONEY_PLACES
+_BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
+
+_TABLES = """
+create table meta (key text primary key, value text not null) strict, without rowid;
+create table positions (
+    journal_id text primary key, seq integer not null, closed integer not null
+) strict, without rowid;
+create table balances (
+    scope text not null, scope_id text not null, quarter integer not null,
+    spent_pico integer not null, unpriced_attempts integer not null,
+    primary key (scope, scope_id, quarter)
+) strict, without rowid;
+create table request_spent (request_id text primary key, spent_pico integer not null) strict, without rowid;
+create table holds (
+    attempt_id text primary key, journal_id text not null, request_id text not null, session_id text,
+    task text not null, tier text not null, model text not null, ceiling_pico integer,
+    state text not null check (state in ('reserved', 'in_flight', 'in_doubt'))
+) strict, without rowid;
+create index holds_of_request on holds (request_id);
+create index holds_of_journal on holds (journal_id);
+create table session_batches (
+    session_id text not null, batch integer not null, primary key (session_id, batch)
+) strict, without rowid;
+"""
+
+BalanceKey = tuple[str, str, int]
+HoldState = Literal["reserved", "in_flight", "in_doubt"]
+
+
+class HoldRow(NamedTuple):
+    """A row of `holds`; `ceiling_pico` None: the attempt's cost has no known bound."""
+
+    attempt_id: str
+    journal_id: str
+    request_id: str
+    session_id: str | None
+    task: str
+    tier: str
+    model: str
+    ceiling_pico: int | None
+    state: HoldState
+
+
+@dataclass
+class Change:
+    """What a run of events does to the projection."""
+
+    spent_pico: Counter[BalanceKey] = field(default_factory=Counter)
+    unpriced_attempts: Counter[BalanceKey] = field(default_factory=Counter)
+    request_spent_pico: Counter[str] = field(default_factory=Counter)
+    requests_ended: set[str] = field(default_factory=set)
+    holds: dict[str, HoldRow | None] = field(default_factory=dict)  # None: let go
+    closed: bool = False
+
+
+def fold(journal_id: str, events: Iterable[Mapping[str, Any]]) -> Change:
+    """The change a journal's events make, in their order; pure. Values may be JSON's or Python's."""
+    change = Change()
+    for event in events:
+        match event["event_type"]:
+            case "attempt_started":
+                change.holds[event["attempt_id"]] = _hold(journal_id, event, "in_flight")
+            case (
+                "attempt_succeeded"
+                | "attempt_failed"
+                | "attempt_cancelled"
+                | "attempt_abandoned"
+                | "attempt_settled"
+            ):
+                _fold_money(change, event)
+                in_doubt = event["billing"] == "unknown"
+                change.holds[event["attempt_id"]] = _hold(journal_id, event, "in_doubt") if in_doubt else None
+            case "request_completed" | "request_failed" | "request_denied":
+                change.requests_ended.add(event["request_id"])
+                change.request_spent_pico.pop(event["request_id"], None)
+            case "journal_closed":
+                change.closed = True
+    return change
+
+
+def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
+    cost = event.get("billed_cost_usd")
+    if cost is None:
+        cost = event.get("list_cost_usd")
+    unpriced = cost is None and event["billing"] == "billed"
+    if cost is None and not unpriced:
+        return
+    amount = pico(cost) if cost is not None else 0
+    quarter = quarter_of(event["started_at"])
+    scopes = [("all", ""), ("task", event["task"]), ("tier", event["tier"]), ("model", event["model"])]
+    if event.get("session_id") is not None:
+        scopes.append(("session", event["session_id"]))
+    for scope, scope_id in scopes:
+        change.spent_pico[scope, scope_id, quarter] += amount
+        change.unpriced_attempts[scope, scope_id, quarter] += unpriced
+    if event["event_type"] != "attempt_settled":  # a settlement may come after the request's end
+        change.request_spent_pico[event["request_id"]] += amount
+
+
+def _hold(journal_id: str, event: Mapping[str, Any], state: HoldState) -> HoldRow:
+    ceiling = event.get("reserved_usd")
+    return HoldRow(
+        event["attempt_id"],
+        journal_id,
+        event["request_id"],
+        event.get("session_id"),
+        event["task"],
+        event["tier"],
+        event["model"],
+        None if ceiling is None else pico(ceiling),
+        state,
+    )
+
+
+def pico(amount: Decimal | str) -> int:
+    """USD as a whole number of 1e-12 USD; exact for what a ledger's decimal holds."""
+    return int(Decimal(amount).scaleb(MONEY_PLACES))
+
+
+def dollars(amount: int) -> Decimal:
+    """A whole number of 1e-12 USD as USD; exact."""
+    return Decimal(amount).scaleb(-MONEY_PLACES)
+
+
+def quarter_of(moment: datetime | str) -> int:
+    """The quarter of an hour a moment falls in, counted from 1970 in UTC."""
+    at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    return int(at.timestamp() // QUARTER_S)
+
+
+class State:
+    """state.db of one ledger. Not thread-safe: its owner holds a lock; processes wait for each other."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create it. Raises LedgerError for a file that is not such a database."""
+        self.path = path
+        try:
+            os.close(open_private(path, os.O_RDWR | os.O_CREAT))
+            self._db = apsw.Connection(str(path))
+            self._db.set_busy_handler(_wait_a_millisecond)
+            self._db.execute("pragma journal_mode = wal; pragma synchronous = normal")
+            self._create()
+        except (apsw.Error, OSError) as error:
+            raise LedgerError(
+                f"{path} cannot be used: {error}; it is derived, so remove it and open the ledger again"
+            ) from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _create(self) -> None:
+        with self.transaction():
+            if self._db.pragma("user_version") == 0:
+                self._db.execute(_TABLES)
+                self._db.execute(f"pragma user_version = {STATE_VERSION}")
+        found = self._db.pragma("user_version")
+        if str(found) != STATE_VERSION:
+            raise LedgerError(
+                f"{self.path} has version {found}, this program knows {STATE_VERSION}; update it"
+            )
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether it has ever been derived from the ledger's events; False for a new file."""
+        return self._db.execute("select 1 from meta where key = 'derived'").get is not None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block or nothing, one writer at a time across processes."""
+        self._db.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("rollback")
+            raise
+        self._db.execute("commit")
+
+    def position(self, journal_id: str) -> int:
+        """The number of the last event of a journal that was applied; 0: none."""
+        return int(self._db.execute("select seq from positions where journal_id = ?", (journal_id,)).get or 0)
+
+    def positions(self) -> dict[str, tuple[int, bool]]:
+        """Per journal the number of the last applied event, and whether the journal is closed."""
+        rows = self._db.execute("select journal_id, seq, closed from positions")
+        return {journal_id: (seq, bool(closed)) for journal_id, seq, closed in rows}
+
+    def apply(self, journal_id: str, events: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Count events, with their numbers and in order, that have not been counted. In a transaction.
+
+        Raises LedgerError where they do not follow the position: something in between is missing.
+        """
+        position = self.position(journal_id)
+        new = [(seq, event) for seq, event in events if seq > position]
+        if not new:
+            return
+        if new[0][0] != position + 1:
+            raise LedgerError(
+                f"{self.path} knows journal {journal_id} up to {position}, not up to {new[0][0] - 1};"
+                " remove it and open the ledger again: it is derived"
+            )
+        change = fold(journal_id, (event for _, event in new))
+        self._write(change)
+        self._db.execute(
+            "insert or replace into positions values (?, ?, ?)", (journal_id, new[-1][0], change.closed)
+        )
+        if change.closed:
+            self._db.execute("delete from holds where journal_id = ? and state = 'reserved'", (journal_id,))
+
+    def _write(self, change: Change) -> None:
+        self._db.executemany(
+            "insert into balances values (?, ?, ?, ?, ?) on conflict do update set"
+            " spent_pico = spent_pico + excluded.spent_pico,"
+            " unpriced_attempts = unpriced_attempts + excluded.unpriced_attempts",
+            [(*key, amount, change.unpriced_attempts[key]) for key, amount in change.spent_pico.items()],
+        )
+        self._db.executemany(
+            "insert into request_spent values (?, ?)"
+            " on conflict do update set spent_pico = spent_pico + excluded.spent_pico",
+            list(change.request_spent_pico.items()),
+        )
+        self._db.executemany(
+            "delete from request_spent where request_id = ?", [(name,) for name in change.requests_ended]
+        )
+        self._db.executemany(
+            "delete from holds where attempt_id = ?",
+            [(attempt_id,) for attempt_id, row in change.holds.items() if row is None],
+        )
+        self._db.executemany(
+            "insert or replace into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [row for row in change.holds.values() if row is not None],
+        )
+
+    def reserve(self, journal_id: str, hold: Hold, limits: Iterable[Limit]) -> None:
+        """Hold a ceiling if every limit would still hold with it. In a transaction.
+
+        Raises BudgetExceeded for the first limit that would not.
+        """
+        for limit in limits:
+            check(limit, self.balance(limit.scope, limit.scope_id), hold)
+        self._db.execute(
+            "insert into holds values (?, ?, ?, ?, ?, ?, ?, ?, 'reserved')",
+            (
+                hold.attempt_id,
+                journal_id,
+                hold.request_id,
+                hold.session_id,
+                hold.task,
+                hold.tier,
+                hold.model,
+                pico(hold.ceiling_usd),
+            ),
+        )
+
+    def release(self, attempt_id: str) -> None:
+        """Let go of a reservation whose attempt never started."""
+        self._db.execute("delete from holds where attempt_id = ? and state = 'reserved'", (attempt_id,))
+
+    def balance(self, scope: str, scope_id: str) -> Balance:
+        """What counts against a limit of that scope, all time."""
+        column = {"request": "request_id", "session": "session_id", "task": "task", "tier": "tier"}.get(
+            scope, "model"
+        )
+        if scope == "request":
+            spent = self._db.execute(
+                "select spent_pico from request_spent where request_id = ?", (scope_id,)
+            ).get
+        else:
+            spent = self._db.execute(
+                "select sum(spent_pico) from balances where scope = ? and scope_id = ?", (scope, scope_id)
+            ).get
+        where = "true" if scope == "all" else f"{column} = ?"
+        held = self._db.execute(
+            "select coalesce(sum(ceiling_pico) filter (where state <> 'in_doubt'), 0),"
+            f" coalesce(sum(ceiling_pico) filter (where state = 'in_doubt'), 0) from holds where {where}",
+            () if scope == "all" else (scope_id,),
+        )
+        reserved, in_doubt = next(iter(held))
+        return Balance(dollars(spent or 0), dollars(reserved), dollars(in_doubt))
+
+    def index_batch(self, batch: int, sessions: Iterable[str]) -> None:
+        """Note which sessions a batch holds; batches are noted in order."""
+        with self.transaction():
+            self._db.executemany(
+                "insert or ignore into session_batches values (?, ?)", [(name, batch) for name in sessions]
+            )
+            self._db.execute("insert or replace into meta values ('indexed_batch', ?)", (str(batch),))
+
+    @property
+    def indexed_batch(self) -> int:
+        """All batches up to this one are in `session_batches`; 0: none."""
+        return int(self._db.execute("select value from meta where key = 'indexed_batch'").get or 0)
+
+    def rebuild(self, journals: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """Derive balances, holds and positions anew. In a transaction; reservations stay.
+
+        `journals`: each journal's id and all its events from the first on.
+        """
+        self._db.execute(
+            "delete from balances; delete from request_spent; delete from positions;"
+            " delete from holds where state <> 'reserved'"
+        )
+        for journal_id, events in journals:
+            self.apply(journal_id, list(enumerate(events, start=1)))
+        self._db.execute("insert or replace into meta values ('derived', 'yes')")
+
+    def make_durable(self) -> None:
+        """Return only when everything applied so far would survive a power loss."""
+        self._db.execute("pragma wal_checkpoint(truncate)")
+
+    def dump(self) -> dict[str, list[tuple[Any, ...]]]:
+        """All derived rows, sorted: equal dumps are equal projections. Reservations left out."""
+        return {
+            "balances": sorted(
+                self._db.execute("select * from balances where spent_pico or unpriced_attempts")
+            ),
+            "holds": sorted(
+                self._db.execute(
+                    "select attempt_id, ceiling_pico, state from holds where state <> 'reserved'"
+                )
+            ),
+            "positions": sorted(self._db.execute("select * from positions")),
+            "request_spent": sorted(self._db.execute("select * from request_spent")),
+        }
+
+
+def _wait_a_millisecond(polls: int) -> bool:
+    time.sleep(0.001)
+    return polls < _BUSY_POLLS
