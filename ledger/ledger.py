@@ -15,10 +15,8 @@ import atexit
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -26,29 +24,25 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel
 
 from ledger.budgets import Hold, Limit
 from ledger.errors import LedgerError
 from ledger.events import (
-    REQUEST_ENDS,
-    AttemptCancelled,
-    AttemptStarted,
     JournalOpened,
-    RequestFailed,
     RequestReceived,
 )
-from ledger.files import check_file_system, make_private_folder, open_private, replace_file, sync_folder
-from ledger.journal import Clock, Journal, part_paths, read_story
-from ledger.manifest import coverage, read_manifest
+from ledger.journal import Clock, Journal
+from ledger.layout import all_stories, lay_out
 from ledger.prices import PriceBook
+from ledger.request_log import RequestLog
 from ledger.settings import Durability, Settings
 from ledger.state import State
 
@@ -63,105 +57,11 @@ _log = logging.getLogger("ledger")
 ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
 APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
-_EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")
 
 
 def utc_now() -> datetime:
     """The wall clock, UTC-aware."""
     return datetime.now(UTC)
-
-
-class RequestLog:
-    """An open request's line to the one journal that tells its story."""
-
-    def __init__(self, ledger: Ledger, journal: Journal, received: RequestReceived) -> None:
-        self._ledger = ledger
-        self._journal = journal
-        self._received = received
-        self._ended = False
-        self.started_at = datetime.min.replace(tzinfo=UTC)  # set by begin
-
-    def append(self, *events: BaseModel) -> datetime:
-        """Append events as one commit; durable on return. Gives their `occurred_at`.
-
-        The event that ends the request closes the log. Raises LedgerError where they could not be
-        written: outcomes are written as soon as that is possible; an attempt that was to start is
-        recorded as cancelled, and its request as failed.
-        """
-        if self._ended:
-            raise LedgerError(f"request {self._received.request_id} has ended; nothing can follow")
-        return self._commit(events)
-
-    def _begin(self, events: Sequence[BaseModel]) -> None:
-        self.started_at = self._commit(events)
-
-    def _commit(self, events: Sequence[BaseModel]) -> datetime:
-        starting = [event for event in events if isinstance(event, AttemptStarted)]
-        ends = any(event.event_type in REQUEST_ENDS for event in events)  # type: ignore[attr-defined]
-        first = isinstance(events[0], RequestReceived)
-
-        def never_sent(at: datetime) -> Sequence[BaseModel]:
-            request_at = at if first else self.started_at
-            return () if ends else _never_sent(self._received, request_at, starting, at)
-
-        try:
-            occurred_at = self._journal.append(
-                events,
-                must_keep=not starting and not first,
-                unless_confirmed=never_sent if starting or first else None,
-            )
-        except BaseException:
-            for event in starting:
-                self._ledger.release(event.attempt_id)
-            if ends or starting or first:
-                self._end()
-            raise
-        if ends:
-            self._end()
-        self._ledger._after_append(self._journal)
-        return occurred_at
-
-    def _end(self) -> None:
-        self._ended = True
-        self._ledger._request_ended(self._journal)
-
-
-def _never_sent(
-    received: RequestReceived, request_at: datetime, starting: Sequence[AttemptStarted], at: datetime
-) -> list[BaseModel]:
-    """How a request ends whose attempt was refused before a byte was sent; pure."""
-    request = received.model_dump(include={"request_id", "session_id", "task", "tags", "requested_tier"})
-    routing = {"attempt_id", "attempt_number", "tier", "provider", "model", "streamed"}
-    reason = "the ledger could not record it, so nothing was sent"
-    cancelled = [
-        AttemptCancelled(
-            **request,
-            **attempt.model_dump(include=routing),
-            started_at=at,
-            billing="unbilled",
-            billing_rule="never_sent",
-            reason=reason,
-        )
-        for attempt in starting
-    ]
-    last = starting[-1] if starting else None
-    failed = RequestFailed(
-        **request,
-        started_at=request_at,
-        attempt_number=last.attempt_number if last else 0,
-        tier=last.tier if last else received.requested_tier,
-        error_type="cancelled",
-        error_message=reason,
-        reason="cancelled",
-    )
-    return [*cancelled, failed]
-
-
-class _Identity(NamedTuple):
-    """ledger.id: who this ledger is, and the key of its prompt hashes."""
-
-    ledger_id: str
-    prompt_key: bytes
 
 
 class Ledger:
@@ -190,7 +90,7 @@ class Ledger:
         self._open_state: State | None = None
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
-        self._identity = _lay_out(path)
+        self._identity = lay_out(path)
         self._today = clock().date()
         with self._state() as state:
             self._derive_if_new(state)
@@ -273,7 +173,7 @@ class Ledger:
         Raises LedgerError where that is not possible: then nothing may be sent.
         """
         log = RequestLog(self, self._lease_journal(), received)
-        log._begin((received, *events))
+        log.begin((received, *events))
         return log
 
     def reserve(self, hold: Hold, limits: Sequence[Limit]) -> None:
@@ -286,7 +186,7 @@ class Ledger:
             with self._caught_up(self._own_journals()) as state:
                 state.reserve(journal.id, hold, limits)
         finally:
-            self._request_ended(journal)
+            self.request_ended(journal)
 
     def release(self, attempt_id: str) -> None:
         """Let go of a hold whose attempt never started."""
@@ -340,7 +240,7 @@ class Ledger:
             return list(self._journals)
 
     def _lease_journal(self) -> Journal:
-        """The journal for a new request. It stays open until `_request_ended`."""
+        """The journal for a new request. It stays open until `request_ended`."""
         with self._lock:
             if self._closed:
                 raise LedgerError(f"the ledger {self.path} is closed; open it again to record more")
@@ -359,7 +259,7 @@ class Ledger:
             self.path / "journals", uuid_utils.uuid7().hex, opened, self._clock, durable=durable
         )
 
-    def _after_append(self, journal: Journal) -> None:
+    def journal_appended(self, journal: Journal) -> None:
         """What need not be done at each append: tell state.db, rotate, seal a day that is over."""
         if journal.seq - journal.applied_seq >= APPLY_AT_EVENTS:
             self._apply_quietly(journal)
@@ -376,7 +276,7 @@ class Ledger:
             if rotated or new_day:
                 self._start_sealer()
 
-    def _request_ended(self, journal: Journal) -> None:
+    def request_ended(self, journal: Journal) -> None:
         with self._lock:
             if journal not in self._journals:
                 return  # closed meanwhile
@@ -433,7 +333,7 @@ class Ledger:
     def _derive_if_new(self, state: State) -> None:
         if not state.is_derived:
             with state.transaction():
-                state.rebuild(_all_stories(self.path))
+                state.rebuild(all_stories(self.path))
 
     # sealing beside the program
 
@@ -523,69 +423,3 @@ def _version() -> str:
         return metadata.version("bughive-costs")
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _lay_out(path: Path) -> _Identity:
-    """Make what a ledger's folder must have, and read who it is. All of it may exist already."""
-    make_private_folder(path)
-    check_file_system(path)
-    nothing_sealed = path / "events" / "date=1970-01-01"
-    for folder in (path / "journals", path / "events", nothing_sealed):
-        make_private_folder(folder)
-    try:
-        identity = _identity_of(path)
-        for file, content in (
-            (path / "journals" / "empty.jsonl", b""),
-            (nothing_sealed / "empty.parquet", _EMPTY_SEGMENT.read_bytes()),
-            (path / "ledger.sql", _ledger_sql(path)),
-        ):
-            if not file.exists() or file.read_bytes() != content:
-                replace_file(file, content)
-    except OSError as error:
-        raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}: {error.filename}") from error
-    return identity
-
-
-def _ledger_sql(path: Path) -> bytes:
-    from ledger.reader import ledger_sql
-
-    text: str = ledger_sql(path)
-    return text.encode()
-
-
-def _identity_of(path: Path) -> _Identity:
-    """ledger.id, made once: the first process to link its file into place decides."""
-    file = path / "ledger.id"
-    if not file.exists():
-        batches, _ = read_manifest(path)
-        ledger_id = batches[0].ledger_id if batches else secrets.token_hex(16)
-        proposal = path / f"ledger.id.{secrets.token_hex(4)}.tmp"
-        fd = open_private(proposal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(fd, "w") as stream:
-            json.dump({"ledger_id": ledger_id, "prompt_key": secrets.token_hex(32)}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(proposal, file)
-        proposal.unlink()
-        sync_folder(path)
-    try:
-        content = json.loads(file.read_bytes())
-        return _Identity(content["ledger_id"], bytes.fromhex(content["prompt_key"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise LedgerError(f"{file} is damaged; put the ledger's own back, or remove it: {error!r}") from error
-
-
-def _all_stories(path: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """Each journal's id and all its events from the first on, sealed or not."""
-    from ledger.segments import sealed_events
-
-    batches, _ = read_manifest(path)
-    folder = path / "journals"
-    found = {file.name.split(".")[0] for file in folder.glob("*.jsonl")} - {"empty"}
-    for journal_id in sorted(found | set(coverage(batches))):
-        by_seq = {event["seq"]: event for event in sealed_events(path, batches, journal_id)}
-        for part in part_paths(folder, journal_id):
-            for event in read_story(part.read_bytes(), journal_id).events:
-                by_seq.setdefault(event["seq"], event)
-        yield journal_id, [by_seq[seq] for seq in sorted(by_seq)]

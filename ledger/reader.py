@@ -93,8 +93,8 @@ def ledger_sql(path: str | Path) -> str:
             "-- Run it again for newer data. It writes nothing to the ledger. Made by bughive-costs.",
             "",
             "set TimeZone = 'UTC';",
-            f"set variable ledger_path = {_quoted(os.path.abspath(path))};",
-            f"set variable ledger_fields = {_quoted(_fields())};",
+            f"set variable ledger_path = {quoted(os.path.abspath(path))};",
+            f"set variable ledger_fields = {quoted(_fields())};",
             "",
             _sql_file("snapshot"),
             *(_view_statement(name) for name in VIEWS),
@@ -130,7 +130,7 @@ def scan(path: str | Path, *, allow_damage: bool = False) -> pl.LazyFrame:
 def lock(connection: duckdb.DuckDBPyConnection) -> None:
     """Shut a connection in: it reads the ledger's segments, no other file, and stays so."""
     connection.execute("set python_enable_replacements = false")
-    connection.execute(f"set allowed_paths = [{', '.join(map(_quoted, _segments_of(connection)))}]")
+    connection.execute(f"set allowed_paths = [{', '.join(map(quoted, _segments_of(connection)))}]")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
 
@@ -190,7 +190,7 @@ def _set_time_zone(connection: duckdb.DuckDBPyConnection, tz: str) -> None:
     import duckdb
 
     try:
-        connection.execute(f"set TimeZone = {_quoted(tz)}")
+        connection.execute(f"set TimeZone = {quoted(tz)}")
     except duckdb.Error as error:
         known = [row[0] for row in connection.execute("select name from pg_timezone_names()").fetchall()]
         raise LedgerError(f"unknown time zone {tz!r}{nearest(tz, known)}") from error
@@ -339,7 +339,8 @@ def _fields() -> str:
     return json.dumps({column.name: SQL_TYPES[column.kind] for column in COLUMNS})
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -352,3 +353,10 @@ def _described(statements: Sequence[duckdb.Statement]) -> str:
     if len(statements) == 1:
         return f"a statement of kind {statements[0].type.name}"
     return f"{len(statements)} statements" if statements else "nothing"
+
+
+def view_columns(name: str) -> list[tuple[str, str]]:
+    """The columns of a view and what they mean, as its header says; none for `events`."""
+    header = re.match(r"(?:--.*\n)+", view_sql(name))
+    found = re.findall(r"^-- (\w+): (.+)$", header[0] if header else "", re.MULTILINE)
+    return [(column, meaning) for column, meaning in found if column not in (name, "Grain")]

@@ -111,7 +111,7 @@ def _listed_batches(ledger_path: Path) -> list[Batch]:
     if manifest.exists() and manifest.stat().st_size > good_bytes:
         os.truncate(manifest, good_bytes)  # a torn last line: its segment is an orphan now
     while orphan := _orphan_after(ledger_path, batches):
-        _list(ledger_path, orphan)
+        list_batch(ledger_path, orphan)
         batches.append(orphan)
     return batches
 
@@ -150,8 +150,8 @@ def _seal_journals(ledger_path: Path, ledger_id: str, batches: list[Batch], cloc
     while pending:
         date, runs = next_batch(pending)
         previous = (new or batches)[-1] if (new or batches) else None
-        batch = _write_segment(ledger_path, ledger_id, date, runs, previous, clock())
-        _list(ledger_path, batch)
+        batch = _write_runs(ledger_path, ledger_id, date, runs, previous, clock())
+        list_batch(ledger_path, batch)
         new.append(batch)
         for journal_id, run in runs.items():
             del pending[journal_id][: len(run)]
@@ -223,7 +223,7 @@ def _date_of(event: Mapping[str, Any]) -> str:
     return str(event["occurred_at"])[:10]
 
 
-def _write_segment(
+def _write_runs(
     ledger_path: Path,
     ledger_id: str,
     date: str,
@@ -231,7 +231,6 @@ def _write_segment(
     previous: Batch | None,
     now: datetime,
 ) -> Batch:
-    """Write one batch as a file that is whole and durable before it has its name."""
     rows = [event for run in runs.values() for event in run]
     footer = {
         "batch": previous.batch + 1 if previous else 1,
@@ -243,10 +242,15 @@ def _write_segment(
         "last_at": max(event["occurred_at"] for event in rows),
         "sealed_at": now.isoformat(),
     }
+    return write_segment(ledger_path, date, event_table(rows), footer)
+
+
+def write_segment(ledger_path: Path, date: str, table: pa.Table, footer: Mapping[str, Any]) -> Batch:
+    """Write one batch as a file that is whole and durable before it has its name."""
     folder = ledger_path / "events" / f"date={date}"
     make_private_folder(folder)
-    path = folder / f"{ledger_id}-{footer['batch']:08d}.parquet"
-    data = parquet_bytes(event_table(rows), footer)
+    path = folder / f"{footer['ledger_id']}-{footer['batch']:08d}.parquet"
+    data = parquet_bytes(table, footer)
     temporary = path.with_suffix(".tmp")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
@@ -303,7 +307,8 @@ def parquet_bytes(table: pa.Table, footer: Mapping[str, Any] | None) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def _list(ledger_path: Path, batch: Batch) -> None:
+def list_batch(ledger_path: Path, batch: Batch) -> None:
+    """Add a batch's line to the manifest; durable on return."""
     fd = open_private(ledger_path / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         write_all(fd, batch.as_line())

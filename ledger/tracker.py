@@ -1,9 +1,9 @@
 """What sessions cost, for the program that spends: the reading side a router is handed.
 
-    tracker = CostTracker("data/ledger")
-    tracker.get_session_cost("crawl_session_123")      # Decimal("0.053800000000")
-    tracker.get_breakdown("crawl_session_123")         # {"REASONING": {"cost": …, "requests": 3, …}, …}
-    print(tracker.get_cost_summary("crawl_session_123"))
+tracker = CostTracker("data/ledger")
+tracker.get_session_cost("crawl_session_123")      # Decimal("0.053800000000")
+tracker.get_breakdown("crawl_session_123")         # {"REASONING": {"cost": …, "requests": 3, …}, …}
+print(tracker.get_cost_summary("crawl_session_123"))
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ class CostTracker:
             return []
         from ledger.reader import connect, tier_rank
 
-        with connect(path, session_id, views=("events", "attempts", "requests", "tier_breakdown")) as connection:
+        with connect(
+            path, session_id, views=("events", "attempts", "requests", "tier_breakdown")
+        ) as connection:
             rows = connection.execute(
                 "select tier, sum(cost_usd), sum(requests)::bigint, sum(input_tokens)::bigint,"
                 " sum(output_tokens)::bigint, sum(unpriced_attempts)::bigint from tier_breakdown group by tier"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
-from ledger import events, ledger, schema
+from ledger import events, layout, schema
 from ledger.events import EVENT_CLASSES, STAMP_FIELDS, event_of, plain_text, usd
 from ledger.journal import read_line, stamped_line
 from ledger.segments import event_table
@@ -68,7 +68,7 @@ def test_the_event_types_are_those_of_the_design() -> None:
 
 
 def test_the_empty_segment_that_ships_has_the_full_schema() -> None:
-    shipped = pq.read_table(pa.BufferReader(ledger._EMPTY_SEGMENT.read_bytes()))
+    shipped = pq.read_table(pa.BufferReader(layout.EMPTY_SEGMENT.read_bytes()))
     assert shipped.num_rows == 0
     assert shipped.schema.equals(schema.arrow_schema())
 

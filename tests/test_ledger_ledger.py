@@ -21,7 +21,7 @@ from events_by_hand import answered_request, completed, failed, gave_up, receive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import Ledger, files
+from ledger import Ledger, files, layout
 from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
@@ -426,7 +426,7 @@ def test_state_db_is_the_fold_of_the_events_however_it_got_there(
         ledger.seal()
         with ledger._caught_up(ledger._own_journals()) as state:
             along_the_way = state.dump()
-            state.rebuild(ledger_module._all_stories(ledger.path))
+            state.rebuild(layout.all_stories(ledger.path))
             assert state.dump() == along_the_way
 
 
