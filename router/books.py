@@ -1,0 +1,323 @@
+"""What goes onto the books of a request: its events, made from what happened. Pure.
+
+Request    who asks for what; repeated by every event
+Attempt    one HTTP call on its behalf; repeated by its outcome
+Cost       what an answer cost, by the provider's word and by the price book
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from ledger.errors import BudgetError, BudgetExceeded, UnpricedModel
+from ledger.events import (
+    AttemptCancelled,
+    AttemptFailed,
+    AttemptStarted,
+    AttemptSucceeded,
+    CeilingBroken,
+    FallbackEngaged,
+    RequestCompleted,
+    RequestDenied,
+    RequestFailed,
+    RequestReceived,
+    plain_text,
+    usd,
+)
+from ledger.prices import ModelPrices, PriceBook, Usage, list_cost_usd
+from router.catalog import Route
+from router.errors import InvalidRequest, ProviderError, billing_by
+from router.providers.wire import Answer, added
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What every event of a request repeats."""
+
+    request_id: str
+    session_id: str | None
+    task: str
+    tags: Mapping[str, str] | None
+    requested_tier: str
+    max_tokens: int
+    budget_usd: Decimal | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "request_id": self.request_id,
+            "session_id": self.session_id,
+            "task": self.task,
+            "tags": self.tags,
+            "requested_tier": self.requested_tier,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What the outcome of an attempt repeats. `prices` is None where the model has none."""
+
+    request: Request
+    attempt_id: str
+    number: int
+    route: Route
+    ceiling_usd: Decimal | None
+    prices: ModelPrices | None
+    price_book: str
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            **self.request.facts(),
+            "attempt_id": self.attempt_id,
+            "attempt_number": self.number,
+            "tier": self.route.tier,
+            "provider": self.route.provider,
+            "model": self.route.model,
+        }
+
+
+class Cost(NamedTuple):
+    """What one answer cost in USD; None: not known."""
+
+    billed_usd: Decimal | None
+    list_usd: Decimal | None
+
+    @property
+    def usd(self) -> Decimal | None:
+        """As the provider billed it, else by the price book."""
+        return self.list_usd if self.billed_usd is None else self.billed_usd
+
+
+def cost_of(answer: Answer, route: Route, prices: ModelPrices | None, book: PriceBook, at: datetime) -> Cost:
+    """What an answer cost: each pass at the price of the model that made it."""
+    return Cost(
+        answer.cost_usd,
+        _list_cost(answer, route, prices, book, at) if answer.usage_known else None,
+    )
+
+
+def _list_cost(
+    answer: Answer, route: Route, prices: ModelPrices | None, book: PriceBook, at: datetime
+) -> Decimal | None:
+    total = _list_cost_of_pass(prices, answer.usage)
+    for model, usage in answer.passes:
+        part = _list_cost_of_pass(book.at(route.provider, model, at), usage)
+        total = None if total is None or part is None else usd(total + part)
+    return total
+
+
+def _list_cost_of_pass(prices: ModelPrices | None, usage: Usage) -> Decimal | None:
+    return list_cost_usd(prices.units(usage.prompt_tokens), usage) if prices else None
+
+
+# Events ---------------------------------------------------------------------------------------
+
+
+def received(request: Request, body: bytes, prompt_hash: str, messages: int, tools: int) -> RequestReceived:
+    """Raises InvalidRequest for a session id, task or tag that the ledger cannot hold."""
+    try:
+        return RequestReceived(
+            **request.facts(),
+            max_tokens=request.max_tokens,
+            message_count=messages,
+            prompt_bytes=len(body),
+            prompt_hash=prompt_hash,
+            tool_count=tools,
+            limit_usd=request.budget_usd,
+        )
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the request"
+    given = plain_text(repr(first["input"]), 60)
+    return InvalidRequest(f"{where} cannot be {given}: {_EXPECTED.get(where.split('.')[0], first['msg'])}")
+
+
+_NAME = "use 1 to 256 characters, none of them a control character"
+_EXPECTED = {
+    "session_id": _NAME,
+    "task": _NAME,
+    "tags": "use at most 32 names of 1 to 256 characters with texts of at most 500, no control characters",
+}
+
+
+def started(attempt: Attempt) -> AttemptStarted:
+    return AttemptStarted(
+        **attempt.facts(), max_tokens=attempt.request.max_tokens, reserved_usd=attempt.ceiling_usd
+    )
+
+
+def succeeded(
+    attempt: Attempt, answer: Answer, cost: Cost, started_at: datetime, latency_ms: float
+) -> AttemptSucceeded:
+    return AttemptSucceeded(
+        **attempt.facts(),
+        **_usage(answer, attempt, cost),
+        **_verdict("answered", attempt),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        stop_reason=answer.stop_reason,
+    )
+
+
+def failed(
+    attempt: Attempt,
+    failure: ProviderError,
+    cost: Cost,
+    started_at: datetime,
+    latency_ms: float,
+    wait_s: float | None,
+) -> AttemptFailed:
+    usage = _usage(failure.partial, attempt, cost) if failure.partial else {}
+    told = {"http_status": failure.http_status, "provider_request_id": failure.provider_request_id}
+    return AttemptFailed(
+        **attempt.facts(),
+        **{**usage, **told},
+        **_verdict(failure.billing_rule, attempt),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        error_type=failure.error_type,
+        error_message=plain_text(str(failure)),
+        retry_after_s=failure.retry_after_s,
+        wait_s=wait_s,
+    )
+
+
+def cancelled(attempt: Attempt, started_at: datetime, latency_ms: float, reason: str) -> AttemptCancelled:
+    return AttemptCancelled(
+        **attempt.facts(),
+        **_verdict("no_answer", attempt),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        reason=plain_text(reason),
+    )
+
+
+def _verdict(rule: str, attempt: Attempt) -> dict[str, Any]:
+    billing = billing_by(rule)
+    in_doubt = attempt.ceiling_usd if billing == "unknown" else None
+    return {"billing": billing, "billing_rule": rule, "reserved_usd": in_doubt}
+
+
+def _usage(answer: Answer, attempt: Attempt, cost: Cost) -> dict[str, Any]:
+    usage = added([answer.usage, *(usage for _, usage in answer.passes)]) if answer.passes else answer.usage
+    prices = attempt.prices.units(answer.usage.prompt_tokens).as_event_fields() if attempt.prices else {}
+    return {
+        "http_status": answer.http_status,
+        "provider_request_id": answer.provider_request_id,
+        "response_id": answer.id,
+        "response_model": answer.model,
+        "upstream_provider": answer.upstream_provider,
+        "service_tier": answer.service_tier,
+        **usage._asdict(),
+        "usage_json": answer.usage_json,
+        "usage_suspect": answer.usage_suspect,
+        "list_cost_usd": cost.list_usd,
+        "billed_cost_usd": cost.billed_usd,
+        "upstream_cost_usd": answer.upstream_cost_usd,
+        "is_byok": answer.is_byok,
+        "price_book": attempt.price_book,
+        **prices,
+    }
+
+
+def ceiling_broken(attempt: Attempt, cost: Cost) -> list[BaseModel]:
+    """The event that says a ceiling was too low; none where it held, or there was none."""
+    if attempt.ceiling_usd is None or cost.usd is None or cost.usd <= attempt.ceiling_usd:
+        return []
+    return [CeilingBroken(**attempt.facts(), reserved_usd=attempt.ceiling_usd, spent_usd=cost.usd)]
+
+
+def fell_back(
+    request: Request, from_route: Route, to_route: Route, failure: ProviderError
+) -> FallbackEngaged:
+    return FallbackEngaged(
+        **request.facts(), from_tier=from_route.tier, to_tier=to_route.tier, reason=failure.error_type
+    )
+
+
+def completed(attempt: Attempt, answer: Answer, started_at: datetime, latency_ms: float) -> RequestCompleted:
+    return RequestCompleted(
+        **attempt.request.facts(),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        attempt_number=attempt.number,
+        tier=attempt.route.tier,
+        provider=attempt.route.provider,
+        model=attempt.route.model,
+        stop_reason=answer.stop_reason,
+    )
+
+
+def request_failed(
+    attempt: Attempt, started_at: datetime, latency_ms: float, failure: ProviderError, reason: str
+) -> RequestFailed:
+    return RequestFailed(
+        **attempt.request.facts(),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        attempt_number=attempt.number,
+        tier=attempt.route.tier,
+        error_type=failure.error_type,
+        error_message=plain_text(str(failure)),
+        reason=reason,
+    )
+
+
+def request_cancelled(
+    attempt: Attempt, started_at: datetime, latency_ms: float, reason: str
+) -> RequestFailed:
+    return RequestFailed(
+        **attempt.request.facts(),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        attempt_number=attempt.number,
+        tier=attempt.route.tier,
+        error_type="cancelled",
+        error_message=plain_text(reason),
+        reason="cancelled",
+    )
+
+
+def denied(
+    request: Request,
+    route: Route,
+    attempts_made: int,
+    started_at: datetime,
+    latency_ms: float,
+    refusal: BudgetError,
+    spent_usd: Decimal,
+) -> RequestDenied:
+    """`spent_usd` stands where the refusal itself does not say what was spent."""
+    exceeded = refusal if isinstance(refusal, BudgetExceeded) else None
+    return RequestDenied(
+        **request.facts(),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        attempt_number=attempts_made,
+        tier=route.tier,
+        provider=route.provider,
+        model=route.model,
+        reason=_reason_of(refusal),
+        error_message=plain_text(str(refusal)),
+        scope="request",
+        scope_id=request.request_id,
+        limit_usd=request.budget_usd or Decimal(0),
+        spent_usd=exceeded.spent_usd if exceeded else spent_usd,
+        in_doubt_usd=exceeded.in_doubt_usd if exceeded else Decimal(0),
+        asked_usd=exceeded.asked_usd if exceeded else None,
+    )
+
+
+def _reason_of(refusal: BudgetError) -> Literal["budget_exceeded", "unpriced_model", "unbounded_request"]:
+    if isinstance(refusal, BudgetExceeded):
+        return "budget_exceeded"
+    return "unpriced_model" if isinstance(refusal, UnpricedModel) else "unbounded_request"

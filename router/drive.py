@@ -1,0 +1,376 @@
+"""One request on its way to an answer: attempts, waits, fallback, each on the books as it happens.
+
+    begin(received, started) ─▶ HTTP ─▶ append(succeeded, completed)                the answer
+                                  └───▶ append(failed(wait)) ─ wait ─ append(started) ─▶ HTTP …
+                                  └───▶ append(failed, fell_back) ─── append(started) ─▶ HTTP …
+                                  └───▶ append(failed, request_failed)              RouteExhausted
+
+What is to be done is policy's decision, what is written down books's; this does it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, NamedTuple
+
+import uuid_utils
+from pydantic import BaseModel
+from tenacity.wait import wait_base
+
+from ledger.budgets import Hold, Limit
+from ledger.errors import BudgetError, LedgerError
+from ledger.events import RequestReceived
+from router import books
+from router.books import Attempt, Cost, Request
+from router.errors import (
+    FailedAttempt,
+    InvalidRequest,
+    MissingKey,
+    ProviderError,
+    RouteExhausted,
+    UnrecordedAnswer,
+)
+from router.policy import FallBack, GiveUp, Retry, next_step
+from router.prepare import Prepared, Target, prepare
+from router.providers.client import Call
+from router.providers.wire import Answer, usage_report
+from router.types import RouteResponse
+
+if TYPE_CHECKING:
+    from ledger.ledger import Ledger
+    from ledger.request_log import RequestLog
+
+__all__ = ["Drive", "Limits", "Request", "Target", "new_id"]
+
+_log = logging.getLogger("router")
+_UNKNOWN = Cost(None, None)
+
+
+def new_id() -> str:
+    """A UUIDv7 as 32 hex characters: ids sort by the time they were made."""
+    return uuid_utils.uuid7().hex
+
+
+def utc_now() -> datetime:
+    """The wall clock, UTC-aware."""
+    return datetime.now(UTC)
+
+
+class Limits(NamedTuple):
+    """How long, and how often, to try."""
+
+    timeout_s: float
+    deadline_s: float
+    max_retries: int
+    backoff: wait_base
+
+
+class Drive:
+    """Drives one request through its targets; used once.
+
+    Raises InvalidRequest, before anything is recorded, for a request that cannot be sent or booked.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        call: Call,
+        request: Request,
+        targets: Sequence[Target],
+        limits: Limits,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._ledger = ledger
+        self._call = call
+        self._request = request
+        self._targets = list(targets)
+        self._limits = limits
+        self._sleep = sleep
+        self._clock = clock
+        self._began = clock()
+        self._prepared: dict[str, Prepared] = {}  # by tier
+        self._log: RequestLog | None = None
+        self._attempt: Attempt | None = None  # the last one
+        self._in_flight = False
+        self._started_at = utc_now()  # of the last attempt
+        self._sent = 0.0
+        self._failures: list[FailedAttempt] = []
+        self._cost: Decimal | None = Decimal(0)
+        self._received = self._receive(self._targets[0])
+
+    def answer(self) -> RouteResponse:
+        """Try until there is an answer, or nothing is left to try.
+
+        Raises RouteExhausted, BudgetError, LedgerError; whatever else comes, such as Ctrl-C, is
+        recorded as the caller's leaving and goes on its way.
+        """
+        try:
+            return self._answer_of(self._targets.pop(0))
+        except BaseException as leaving:
+            self._leave(leaving)
+            raise
+
+    def _answer_of(self, target: Target) -> RouteResponse:
+        on_tier = 0
+        while True:
+            attempt = self._start(target)
+            on_tier += 1
+            try:
+                answer = self._send(target)
+            except ProviderError as failure:
+                match self._next(failure, on_tier):
+                    case Retry(wait_s=wait_s):
+                        self._record_failure(attempt, failure, wait_s=wait_s)
+                        self._sleep(wait_s)
+                    case FallBack():
+                        target = self._fall_back(attempt, failure)
+                        on_tier = 0
+                    case GiveUp(reason=reason):
+                        raise self._give_up(attempt, failure, reason) from failure
+            else:
+                return self._finish(attempt, answer)
+
+    # an attempt
+
+    def _start(self, target: Target) -> Attempt:
+        """Put an attempt on the books; when this returns it may be sent."""
+        prepared = self._prepared_for(target)
+        attempt = Attempt(
+            self._request,
+            new_id(),
+            self._attempt.number + 1 if self._attempt else 1,
+            target.route,
+            prepared.ceiling if isinstance(prepared.ceiling, Decimal) else None,
+            prepared.prices,
+            self._ledger.prices.hash,
+        )
+        if self._request.budget_usd is not None:
+            self._reserve(attempt, prepared.ceiling, self._request.budget_usd)
+        started = books.started(attempt)
+        self._attempt, self._in_flight = attempt, True
+        log, self._log = self._log, None  # where this cannot be recorded, the ledger ends the request
+        if log is None:
+            log = self._ledger.begin(self._received, started)
+            self._started_at = log.started_at
+        else:
+            self._started_at = log.append(started)
+        self._log = log
+        return attempt
+
+    def _receive(self, first: Target) -> RequestReceived:
+        """The request as it goes on the books. Raises InvalidRequest for what they cannot hold."""
+        prepared = self._prepared_for(first)
+        return books.received(
+            self._request,
+            prepared.body,
+            self._ledger.prompt_hash(prepared.body),
+            len(self._call.messages),
+            len(self._call.tools or ()),
+        )
+
+    def _send(self, target: Target) -> Answer:
+        self._sent = self._clock()
+        timeout_s = min(self._limits.timeout_s, max(self._left_s(), 0.001))
+        return target.client.send(self._prepared_for(target).body, timeout_s)
+
+    def _next(self, failure: ProviderError, on_tier: int) -> Retry | FallBack | GiveUp:
+        return next_step(
+            failure,
+            attempts_on_tier=on_tier,
+            max_retries=self._limits.max_retries,
+            left_s=self._left_s(),
+            has_fallback=self._has_usable_fallback(),
+            backoff=self._limits.backoff,
+        )
+
+    def _left_s(self) -> float:
+        return self._limits.deadline_s - (self._clock() - self._began)
+
+    def _has_usable_fallback(self) -> bool:
+        """Whether there is a tier that can be fallen back to: else the failure itself is reported."""
+        if not self._targets:
+            return False
+        try:
+            self._targets[0].client.require_key()
+            self._prepared_for(self._targets[0])
+        except (MissingKey, InvalidRequest) as error:
+            _log.warning("no fallback to %s: %s", self._targets[0].route.tier, error)
+            self._targets.clear()
+            return False
+        return True
+
+    # what is sent, and what it may cost
+
+    def _prepared_for(self, target: Target) -> Prepared:
+        tier = target.route.tier
+        if tier not in self._prepared:
+            self._prepared[tier] = prepare(
+                self._call, target, self._ledger.prices, hard=self._request.budget_usd is not None
+            )
+        return self._prepared[tier]
+
+    def _reserve(self, attempt: Attempt, ceiling: Decimal | BudgetError, limit_usd: Decimal) -> None:
+        """Hold the ceiling against budget_usd. Raises BudgetError, on the books, where it would not hold."""
+        try:
+            if isinstance(ceiling, BudgetError):
+                raise ceiling
+            hold = Hold(
+                attempt.attempt_id,
+                self._request.request_id,
+                self._request.session_id,
+                self._request.task,
+                attempt.route.tier,
+                attempt.route.model,
+                ceiling,
+            )
+            self._ledger.reserve(hold, [Limit("request", self._request.request_id, limit_usd)])
+        except BudgetError as refusal:
+            refusal.request_id = self._request.request_id
+            self._record_denial(attempt, refusal)
+            raise
+
+    def _record_denial(self, attempt: Attempt, refusal: BudgetError) -> None:
+        event = books.denied(
+            self._request,
+            attempt.route,
+            attempt.number - 1,
+            self._log.started_at if self._log else utc_now(),
+            self._elapsed_ms(self._began),
+            refusal,
+            self._cost or Decimal(0),
+        )
+        if self._log is None:
+            self._ledger.begin(self._received, event)
+        else:
+            log, self._log = self._log, None
+            log.append(event)
+
+    # how it ended
+
+    def _finish(self, attempt: Attempt, answer: Answer) -> RouteResponse:
+        latency_ms = self._elapsed_ms(self._sent)
+        cost = self._cost_of(answer, attempt)
+        self._add(cost)
+        response = self._response(attempt, answer)
+        try:
+            log = self._open_log()
+            events = [
+                books.succeeded(attempt, answer, cost, self._started_at, latency_ms),
+                *books.ceiling_broken(attempt, cost),
+                books.completed(attempt, answer, log.started_at, self._elapsed_ms(self._began)),
+            ]
+            self._in_flight, self._log = False, None
+            log.append(*events)
+        except Exception as error:
+            raise UnrecordedAnswer(
+                f"the answer to request {self._request.request_id} came, but could not be recorded: {error};"
+                " it is in this error's response",
+                request_id=self._request.request_id,
+                response=response,
+            ) from error
+        return response
+
+    def _response(self, attempt: Attempt, answer: Answer) -> RouteResponse:
+        return {
+            "content": answer.content,
+            "tool_calls": list(answer.tool_calls),
+            "model_tier": attempt.route.tier,
+            "model": answer.model or attempt.route.model,
+            "provider": attempt.route.provider,
+            "cost": self._cost,
+            "usage": usage_report(answer.usage),
+            "stop_reason": answer.stop_reason,
+            "provider_stop_reason": answer.provider_stop_reason,
+            "request_id": self._request.request_id,
+            "session_id": self._request.session_id,
+            "attempts": attempt.number,
+            "fallback_used": attempt.route.tier != self._request.requested_tier,
+            "latency_s": self._clock() - self._began,
+        }
+
+    def _record_failure(
+        self,
+        attempt: Attempt,
+        failure: ProviderError,
+        *further: BaseModel,
+        wait_s: float | None = None,
+        ends: bool = False,
+    ) -> None:
+        failure.request_id = self._request.request_id
+        cost = self._cost_of(failure.partial, attempt) if failure.partial else _UNKNOWN
+        if failure.partial:
+            self._add(cost)
+        latency_ms = self._elapsed_ms(self._sent)
+        log, route = self._open_log(), attempt.route
+        events = [
+            books.failed(attempt, failure, cost, self._started_at, latency_ms, wait_s),
+            *books.ceiling_broken(attempt, cost),
+            *further,
+        ]
+        self._failures.append(
+            FailedAttempt(attempt.attempt_id, route.tier, route.provider, route.model, failure)
+        )
+        self._in_flight = False
+        if ends:
+            self._log = None
+        log.append(*events)
+        _log.info("attempt %d on %s failed: %s", attempt.number, attempt.route.tier, failure)
+
+    def _fall_back(self, attempt: Attempt, failure: ProviderError) -> Target:
+        target = self._targets.pop(0)
+        self._record_failure(
+            attempt, failure, books.fell_back(self._request, attempt.route, target.route, failure)
+        )
+        _log.info("falling back from %s to %s", attempt.route.tier, target.route.tier)
+        return target
+
+    def _give_up(self, attempt: Attempt, failure: ProviderError, reason: str) -> RouteExhausted:
+        started_at = self._open_log().started_at
+        elapsed_ms = self._elapsed_ms(self._began)
+        end = books.request_failed(attempt, started_at, elapsed_ms, failure, reason)
+        self._record_failure(attempt, failure, end, ends=True)
+        count = len(self._failures)
+        return RouteExhausted(
+            f"{self._request.task} got no answer in {count} attempt{'s' if count > 1 else ''}, the last on"
+            f" {attempt.route.tier} ({attempt.route.model}): {failure.error_type}, {failure}",
+            request_id=self._request.request_id,
+            attempts=tuple(self._failures),
+            reason=reason,
+        )
+
+    def _leave(self, leaving: BaseException) -> None:
+        """Record that the caller left, where the request has not ended: the attempt stays in doubt."""
+        log, attempt = self._log, self._attempt
+        if log is None or attempt is None:
+            return
+        self._log = None
+        reason = (
+            "interrupted by the caller" if isinstance(leaving, KeyboardInterrupt) else type(leaving).__name__
+        )
+        events: list[BaseModel] = []
+        if self._in_flight:
+            latency_ms = self._elapsed_ms(self._sent)
+            events.append(books.cancelled(attempt, self._started_at, latency_ms, reason))
+        events.append(books.request_cancelled(attempt, log.started_at, self._elapsed_ms(self._began), reason))
+        try:
+            log.append(*events)
+        except LedgerError as error:
+            _log.error("the end of request %s is not recorded: %s", self._request.request_id, error)
+
+    def _open_log(self) -> RequestLog:
+        assert self._log is not None, "an attempt is begun before it ends"
+        return self._log
+
+    def _cost_of(self, answer: Answer, attempt: Attempt) -> Cost:
+        return books.cost_of(answer, attempt.route, attempt.prices, self._ledger.prices, self._started_at)
+
+    def _add(self, cost: Cost) -> None:
+        """An unknown part makes the whole unknown, not smaller."""
+        self._cost = None if self._cost is None or cost.usd is None else self._cost + cost.usd
+
+    def _elapsed_ms(self, since: float) -> float:
+        return max(self._clock() - since, 0.0) * 1000

@@ -1,0 +1,73 @@
+"""A call made ready for one target: the bytes to send, and the most they can cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from ledger.budgets import ceiling_usd
+from ledger.errors import BudgetError, UnboundedRequest, UnpricedModel
+from ledger.prices import ModelPrices, PriceBook
+from router.catalog import Route
+from router.providers.client import Call, PricesPerMtok, ProviderClient
+from router.providers.wire import encoded
+
+_NO_CEILING_FROM = 1_000_000  # USD; the ledger holds no such amount
+
+
+class Target(NamedTuple):
+    """A tier that may be asked, and the client that reaches it."""
+
+    route: Route
+    client: ProviderClient
+
+
+class Prepared(NamedTuple):
+    """A call as one target is sent it. `ceiling` is the most it can cost in USD, or why that is not known."""
+
+    body: bytes
+    prices: ModelPrices | None
+    ceiling: Decimal | BudgetError
+
+
+def prepare(call: Call, target: Target, book: PriceBook, *, hard: bool) -> Prepared:
+    """Raises InvalidRequest for what cannot be sent to this target. `hard`: under a hard budget."""
+    route, client = target
+    prices = book.at(route.provider, route.model, datetime.now(UTC))
+    body = client.body(call, route.model, _max_price(prices) if hard and prices else None)
+    sent = encoded(body)
+    try:
+        why = client.dialect.why_unbounded(body)
+        if why is not None:
+            raise UnboundedRequest(f"budget_usd cannot hold: {why} has no bound on its cost; leave one out")
+        if prices is None:
+            raise UnpricedModel(
+                f"budget_usd cannot hold: {route.model} has no price; add it under [[prices]]"
+            )
+        return Prepared(sent, prices, _ceiling(prices, body, sent, call.max_tokens))
+    except BudgetError as refusal:
+        return Prepared(sent, prices, refusal)
+
+
+def _ceiling(prices: ModelPrices, body: Mapping[str, Any], sent: bytes, max_tokens: int) -> Decimal:
+    n = body.get("n")
+    ceiling = ceiling_usd(
+        prices,
+        sent,
+        message_count=len(body["messages"]),
+        has_tools="tools" in body,
+        max_tokens=max_tokens,
+        answers=n if isinstance(n, int) and n > 1 else 1,
+    )
+    if ceiling >= _NO_CEILING_FROM:
+        raise UnboundedRequest("budget_usd cannot hold: the request may cost a million dollars or more")
+    return ceiling
+
+
+def _max_price(prices: ModelPrices) -> PricesPerMtok | None:
+    """The dearest context tier of the book, as the most that may be paid."""
+    prompts = [units.input for units in prices.all_units() if units.input is not None]
+    completions = [units.output for units in prices.all_units() if units.output is not None]
+    return PricesPerMtok(max(prompts), max(completions)) if prompts and completions else None

@@ -1,0 +1,1 @@
+"""The providers: what they are sent, what they answer, and the one place that does HTTP."""

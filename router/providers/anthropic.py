@@ -1,0 +1,227 @@
+"""Anthropic's Messages API: what it is sent, and what its answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ledger.prices import Usage
+from router.errors import ProviderError
+from router.messages import anthropic_history, anthropic_tool_choice, anthropic_tools
+from router.providers.client import Call, PricesPerMtok
+from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
+from router.providers.wire import (
+    Answer,
+    Numbers,
+    Reply,
+    added,
+    arguments,
+    decoded,
+    name,
+    rows,
+    table,
+    verbatim,
+    words_of,
+)
+from router.types import ToolCall
+
+PROVIDER = "anthropic"
+
+# What OpenRouter knows and Anthropic does not; left out when a request goes here.
+FOREIGN_PARAMS = frozenset(
+    {
+        *("models", "n", "parallel_tool_calls", "plugins", "provider", "reasoning", "response_format"),
+        *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs"),
+        *("top_logprobs", "min_p", "top_a", "route", "seed", "transforms", "usage", "user"),
+    }
+)
+_BOUNDED = frozenset(
+    {
+        *("model", "messages", "max_tokens", "system", "tools", "tool_choice", "stop_sequences"),
+        *("temperature", "top_p", "top_k", "metadata", "thinking"),
+    }
+)
+
+
+def left_out(call: Call) -> list[str]:
+    """The parameters that only OpenRouter knows."""
+    return sorted(FOREIGN_PARAMS.intersection(call.params))
+
+
+def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None) -> dict[str, Any]:
+    """The body of POST /v1/messages. Anthropic's prices are its own: it takes no max_price."""
+    system, messages = anthropic_history(call.messages, call.system)
+    body: dict[str, Any] = {"model": model, "max_tokens": call.max_tokens, "messages": messages}
+    if system:
+        body["system"] = system
+    if call.tools:
+        body["tools"] = anthropic_tools(call.tools)
+    if call.temperature is not None:
+        body["temperature"] = call.temperature
+    for key, value in call.params.items():
+        if value is not None and key not in FOREIGN_PARAMS:
+            body.update(_param(key, value))
+    return body
+
+
+def _param(key: str, value: Any) -> dict[str, Any]:
+    if key == "stop":
+        return {"stop_sequences": [value] if isinstance(value, str) else list(value)}
+    if key == "tool_choice":
+        return {"tool_choice": anthropic_tool_choice(value)}
+    return {key: value}
+
+
+def why_unbounded(body: Mapping[str, Any]) -> str | None:
+    """What in a body may cost more than its size tells; None: nothing."""
+    unknown = sorted(set(body) - _BOUNDED)
+    if unknown:
+        return f"parameter {unknown[0]}"
+    for tool in body.get("tools", ()):
+        if tool.get("type") not in (None, "custom"):
+            return f"server tool {tool.get('type')}"
+    for block in _blocks(body["messages"]):
+        source = block.get("source")
+        if isinstance(source, Mapping) and source.get("type") not in ("base64", "text", "content"):
+            return f"{block.get('type')} by {source.get('type')}"
+        if block.get("type") == "document" and table(source).get("type") == "base64":
+            return "a document that is not text"
+    return None
+
+
+def _blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for message in messages:
+        for block in rows(message.get("content")):
+            yield block
+            yield from rows(block.get("content"))
+
+
+def read_reply(reply: Reply) -> Answer:
+    """The answer in a reply. Raises ProviderError where there is none."""
+    request_id = name(reply.headers.get("request-id"))
+    try:
+        content = decoded(reply.body)
+    except ValueError as error:
+        if not 200 <= reply.status < 300:
+            raise failure_of_status(PROVIDER, reply, words_of(reply), request_id) from error
+        raise failure_to_read(PROVIDER, reply, f"not JSON: {words_of(reply)[:80]!r}", request_id) from error
+    message = table(content)
+    request_id = request_id or name(message.get("request_id"))
+    if not 200 <= reply.status < 300:
+        raise failure_of_status(PROVIDER, reply, _said(message) or words_of(reply), request_id)
+    if "error" in message or message.get("type") == "error":
+        raise _error_in_answer(reply, message, request_id)
+    if not isinstance(message.get("content"), list):
+        raise failure_to_read(PROVIDER, reply, "it has no content", request_id)
+    return _answer(message, reply, request_id)
+
+
+_STATUS_OF_ERROR = {
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "invalid_request_error": 400,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+def _error_in_answer(reply: Reply, message: Mapping[str, Any], request_id: str | None) -> ProviderError:
+    kind = table(message.get("error")).get("type")
+    partial = _answer(message, reply, request_id) if message.get("usage") else None
+    code = _STATUS_OF_ERROR.get(str(kind))
+    return failure_in_answer(PROVIDER, reply, code, _said(message), partial, request_id)
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """What an error body says, codes that decide included."""
+    error = table(message.get("error"))
+    code = table(error.get("details")).get("error_code")
+    words = [error.get("message"), code, message.get("title"), message.get("detail")]
+    return ": ".join(str(word) for word in words if word)
+
+
+def _answer(message: Mapping[str, Any], reply: Reply, request_id: str | None) -> Answer:
+    blocks = rows(message.get("content"))
+    calls = tuple(_tool_call(block) for block in blocks if block.get("type") == "tool_use")
+    numbers = Numbers()
+    usage, passes = read_usage(table(message.get("usage")), numbers)
+    stop = name(message.get("stop_reason"))
+    return Answer(
+        content="".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text"),
+        tool_calls=calls,
+        usage=usage,
+        passes=passes,
+        stop_reason=stop or ("tool_use" if calls else "end_turn"),
+        provider_stop_reason=stop,
+        model=name(message.get("model")),
+        id=name(message.get("id")),
+        service_tier=name(table(message.get("usage")).get("service_tier")),
+        usage_json=verbatim(reply.body, message.get("usage")),
+        usage_suspect=numbers.suspect(),
+        usage_known=numbers.known,
+        http_status=reply.status,
+        provider_request_id=request_id,
+    )
+
+
+def _tool_call(block: Mapping[str, Any]) -> ToolCall:
+    return arguments(str(block.get("id") or ""), block.get("name"), block.get("input"))
+
+
+def read_usage(reported: Mapping[str, Any], numbers: Numbers) -> tuple[Usage, tuple[tuple[str, Usage], ...]]:
+    """Tokens by bucket, and further passes of other models.
+
+    Compaction and advisor passes stand only in `iterations`, and are billed: the passes of the
+    model asked are summed, those that name another model are given apart.
+    """
+    usage = _buckets(reported, numbers)
+    iterations = rows(reported.get("iterations"))
+    if not iterations:
+        return usage, ()
+    own = [_buckets(row, numbers) for row in iterations if not row.get("model")]
+    others = tuple(
+        (name(row["model"]) or "?", _buckets(row, numbers)) for row in iterations if row.get("model")
+    )
+    summed = added(own) if own else Usage()
+    if summed.prompt_tokens < usage.prompt_tokens or summed.output_tokens < usage.output_tokens:
+        numbers.problems.append("iterations add up to less than the whole; the whole is taken")
+        summed = usage
+    reasoning = max(summed.reasoning_tokens, usage.reasoning_tokens)
+    merged = summed._replace(reasoning_tokens=reasoning, web_search_requests=usage.web_search_requests)
+    return merged, others
+
+
+def _buckets(reported: Mapping[str, Any], numbers: Numbers) -> Usage:
+    written = numbers.count(reported, "cache_creation_input_tokens")
+    by_age = table(reported.get("cache_creation"))
+    for_5m = numbers.count(by_age, "ephemeral_5m_input_tokens")
+    for_1h = numbers.count(by_age, "ephemeral_1h_input_tokens")
+    if written > for_5m + for_1h:
+        if by_age:
+            numbers.problems.append(
+                f"cache_creation_input_tokens ({written}) exceed 5m + 1h ({for_5m + for_1h});"
+                " the rest is taken as 5m"
+            )
+        for_5m = written - for_1h
+    elif written < for_5m + for_1h:
+        numbers.problems.append(
+            f"5m + 1h ({for_5m + for_1h}) exceed cache_creation_input_tokens ({written}); taken as they are"
+        )
+    output = numbers.required(reported, "output_tokens")
+    reasoning = numbers.count(table(reported.get("output_tokens_details")), "thinking_tokens")
+    if reasoning > output:
+        numbers.problems.append(f"thinking_tokens ({reasoning}) exceed output_tokens ({output})")
+    return Usage(
+        input_tokens=numbers.required(reported, "input_tokens"),
+        cache_read_tokens=numbers.count(reported, "cache_read_input_tokens"),
+        cache_write_5m_tokens=for_5m,
+        cache_write_1h_tokens=for_1h,
+        output_tokens=output,
+        reasoning_tokens=min(reasoning, output),
+        web_search_requests=numbers.count(table(reported.get("server_tool_use")), "web_search_requests"),
+    )

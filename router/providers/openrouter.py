@@ -1,0 +1,255 @@
+"""OpenRouter's chat completions: what they are sent, and what their answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from ledger.events import usd
+from ledger.prices import Usage
+from router.messages import openai_history, openai_tool_choice, openai_tools
+from router.providers.client import Call, PricesPerMtok
+from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
+from router.providers.wire import (
+    Answer,
+    Numbers,
+    Reply,
+    arguments,
+    compact,
+    decoded,
+    name,
+    rows,
+    table,
+    verbatim,
+    words_of,
+)
+from router.types import ToolCall
+
+PROVIDER = "openrouter"
+
+# What Anthropic knows and OpenRouter does not; left out when a request goes here.
+FOREIGN_PARAMS = frozenset(
+    {"betas", "container", "context_management", "mcp_servers", "service_tier", "thinking"}
+)
+_BOUNDED = frozenset(
+    {
+        *("model", "messages", "max_tokens", "n", "stop", "seed", "user", "provider", "reasoning"),
+        *("tools", "tool_choice", "parallel_tool_calls", "response_format"),
+        *("temperature", "top_p", "top_k", "top_a", "min_p", "logit_bias", "logprobs", "top_logprobs"),
+        *("frequency_penalty", "presence_penalty", "repetition_penalty"),
+    }
+)
+_STOP_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+
+
+def left_out(call: Call) -> list[str]:
+    """The parameters and tools that only Anthropic knows."""
+    return [*sorted(FOREIGN_PARAMS.intersection(call.params)), *openai_tools(call.tools or ())[1]]
+
+
+def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None) -> dict[str, Any]:
+    """The body of a call of POST /chat/completions."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": openai_history(call.messages, call.system),
+        "max_tokens": call.max_tokens,
+    }
+    tools, _ = openai_tools(call.tools or ())
+    if tools:
+        body["tools"] = tools
+    if call.temperature is not None:
+        body["temperature"] = call.temperature
+    for key, value in call.params.items():
+        if value is not None and key not in FOREIGN_PARAMS:
+            body.update(_param(key, value))
+    if max_price is not None:
+        limits = {"prompt": float(max_price.prompt), "completion": float(max_price.completion)}
+        body["provider"] = {**table(body.get("provider")), "max_price": limits}
+    return body
+
+
+def _param(key: str, value: Any) -> dict[str, Any]:
+    if key == "stop_sequences":
+        return {"stop": value}
+    if key == "tool_choice":
+        return {"tool_choice": openai_tool_choice(value)}
+    return {key: value}
+
+
+def why_unbounded(body: Mapping[str, Any]) -> str | None:
+    """What in a body may cost more than its size tells; None: nothing."""
+    unknown = sorted(set(body) - _BOUNDED)
+    if unknown:
+        return f"parameter {unknown[0]}"
+    if str(body["model"]).endswith(":online"):
+        return "web search"
+    if body.get("n", 1) not in range(1, 129):
+        return "parameter n"
+    for tool in body.get("tools", ()):
+        if tool.get("type", "function") != "function":
+            return f"server tool {tool.get('type')}"
+    for message in body["messages"]:
+        for part in rows(message.get("content")):
+            if part.get("type") == "image_url" and not _is_inline(part["image_url"]):
+                return "an image by URL"
+            if part.get("type") not in ("text", "image_url"):
+                return f"content of type {part.get('type')}"
+    return None
+
+
+def _is_inline(image: Any) -> bool:
+    url = image.get("url") if isinstance(image, Mapping) else image
+    return str(url).startswith("data:")
+
+
+def read_reply(reply: Reply) -> Answer:
+    """The answer in a reply. Raises ProviderError where there is none."""
+    request_id = name(reply.headers.get("x-generation-id")) or name(reply.headers.get("x-request-id"))
+    try:
+        completion = table(decoded(reply.body))
+    except ValueError as error:
+        if not 200 <= reply.status < 300:
+            raise failure_of_status(PROVIDER, reply, words_of(reply), request_id) from error
+        raise failure_to_read(PROVIDER, reply, f"not JSON: {words_of(reply)[:80]!r}", request_id) from error
+    if not 200 <= reply.status < 300:
+        raise failure_of_status(PROVIDER, reply, _said(completion) or words_of(reply), request_id)
+    choices = rows(completion.get("choices"))
+    first = choices[0] if choices else {}
+    error_found = completion.get("error") or first.get("error")
+    if error_found or first.get("finish_reason") == "error":
+        partial = _answer(completion, first, reply, request_id)
+        code = table(error_found).get("code")
+        raise failure_in_answer(PROVIDER, reply, code, _said({"error": error_found}), partial, request_id)
+    if not isinstance(first.get("message"), dict):
+        raise failure_to_read(PROVIDER, reply, "it has no message", request_id)
+    return _answer(completion, first, reply, request_id)
+
+
+def _said(body: Mapping[str, Any]) -> str:
+    """What an error body says, the upstream's own words included."""
+    found = body.get("error")
+    if not isinstance(found, dict):
+        return str(found or "")
+    more = table(found.get("metadata"))
+    code = found.get("code") if isinstance(found.get("code"), str) else None
+    reasons = more.get("reasons")
+    flagged = f"flagged for {compact(reasons)}" if reasons else None
+    raw = more.get("raw")
+    upstream = raw if isinstance(raw, str) else raw and compact(raw)
+    words = [found.get("message"), code, flagged, more.get("provider_name"), upstream]
+    return ": ".join(str(word) for word in words if word)
+
+
+def _answer(
+    completion: Mapping[str, Any], choice: Mapping[str, Any], reply: Reply, request_id: str | None
+) -> Answer:
+    message = table(choice.get("message"))
+    answer_id = name(completion.get("id"))
+    calls = tuple(
+        _tool_call(call, f"{answer_id or 'call'}_{index}")
+        for index, call in enumerate(rows(message.get("tool_calls")))
+    )
+    reported = table(completion.get("usage"))
+    numbers = Numbers()
+    usage = read_usage(reported, numbers)
+    cost, upstream_cost = _costs(reported, numbers)
+    finish = name(choice.get("finish_reason"))
+    return Answer(
+        content=_text(message.get("content")),
+        tool_calls=calls,
+        usage=usage,
+        stop_reason=_stop_reason(finish, bool(calls), message),
+        provider_stop_reason=finish,
+        model=name(completion.get("model")),
+        id=answer_id,
+        cost_usd=cost,
+        upstream_cost_usd=upstream_cost,
+        is_byok=reported["is_byok"] if isinstance(reported.get("is_byok"), bool) else None,
+        upstream_provider=name(completion.get("provider")),
+        service_tier=name(completion.get("service_tier")),
+        usage_json=verbatim(reply.body, completion.get("usage")),
+        usage_suspect=numbers.suspect(),
+        usage_known=numbers.known,
+        http_status=reply.status,
+        provider_request_id=request_id,
+    )
+
+
+def _text(content: Any) -> str:
+    """The text of an answer; some send it as a list of parts, some as nothing."""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text") or "") for part in rows(content) if part.get("type") == "text")
+
+
+def _tool_call(call: Mapping[str, Any], own_id: str) -> ToolCall:
+    function = table(call.get("function"))
+    called = function.get("name") or table(call.get("custom")).get("name")
+    return arguments(str(call.get("id") or own_id), called, function.get("arguments"))
+
+
+def _stop_reason(finish: str | None, has_calls: bool, message: Mapping[str, Any]) -> str:
+    """In Anthropic's words. Some say `stop` or nothing although they call tools, or refuse."""
+    if finish in (None, "stop"):
+        if has_calls:
+            return "tool_use"
+        return "refusal" if message.get("refusal") and not message.get("content") else "end_turn"
+    return _STOP_REASONS.get(finish, finish)
+
+
+def read_usage(reported: Mapping[str, Any], numbers: Numbers) -> Usage:
+    """Tokens by bucket: what is cached is taken out of the prompt, what was thought stays in the output."""
+    details = table(reported.get("prompt_tokens_details"))
+    prompt = numbers.required(reported, "prompt_tokens")
+    cached = numbers.count(details, "cached_tokens")
+    written = numbers.count(details, "cache_write_tokens")
+    if cached + written > prompt:
+        numbers.problems.append(
+            f"cached_tokens ({cached}) + cache_write_tokens ({written}) exceed prompt_tokens ({prompt})"
+        )
+    output, reasoning = _output(reported, prompt, numbers)
+    return Usage(
+        input_tokens=max(prompt - cached - written, 0),
+        cache_read_tokens=cached,
+        cache_write_5m_tokens=written,
+        output_tokens=output,
+        reasoning_tokens=reasoning,
+    )
+
+
+def _output(reported: Mapping[str, Any], prompt: int, numbers: Numbers) -> tuple[int, int]:
+    """Output and reasoning tokens. Some upstreams count reasoning apart: their total shows it."""
+    completion = numbers.required(reported, "completion_tokens")
+    reasoning = numbers.count(table(reported.get("completion_tokens_details")), "reasoning_tokens")
+    total = numbers.count(reported, "total_tokens")
+    if reasoning and total == prompt + completion + reasoning:
+        numbers.problems.append(
+            f"reasoning_tokens ({reasoning}) are counted beside completion_tokens ({completion})"
+        )
+        return completion + reasoning, reasoning
+    if reasoning > completion:
+        numbers.problems.append(f"reasoning_tokens ({reasoning}) exceed completion_tokens ({completion})")
+    if total and total != prompt + completion:
+        numbers.problems.append(f"total_tokens ({total}) are not prompt + completion ({prompt + completion})")
+    return completion, min(reasoning, completion)
+
+
+def _costs(reported: Mapping[str, Any], numbers: Numbers) -> tuple[Decimal | None, Decimal | None]:
+    """What was billed in all, and the upstream's part of it, in USD.
+
+    With one's own upstream key OpenRouter bills its fee alone, and the upstream the rest.
+    """
+    cost = numbers.cost(reported, "cost")
+    upstream = numbers.cost(table(reported.get("cost_details")), "upstream_inference_cost")
+    if reported.get("is_byok") is not True:
+        return cost, upstream
+    if upstream is None:
+        return None, None  # the larger part is not known
+    return usd((cost or Decimal(0)) + upstream), upstream

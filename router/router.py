@@ -1,0 +1,216 @@
+"""`LLMRouter`: a task in, an answer out, and every attempt on the books."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from threading import RLock
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from tenacity.wait import wait_base
+
+from ledger.settings import Settings
+from router.catalog import Catalog, route_for
+from router.errors import InvalidRequest, UnknownTask
+from router.messages import System
+from router.policy import BACKOFF
+from router.providers.client import (
+    AnthropicClient,
+    Call,
+    OpenRouterClient,
+    ProviderClient,
+    seconds,
+    whole_number,
+)
+from router.tasks import TASK_MODEL_MAP, ModelTier
+from router.types import RouteResponse
+
+if TYPE_CHECKING:
+    from ledger.tracker import CostTracker
+
+
+class LLMRouter:
+    """Sends each task to the tier that TASK_MODEL_MAP names, and records what that cost.
+
+    Clients and tracker that are not given are made when they are first needed, and closed by
+    `close()`; given ones stay open. Thread-safe. `catalog` maps tiers to (model, provider) and
+    is read at each call; it wins over bughive.toml. `max_retries`: further attempts on a tier
+    after the first.
+    """
+
+    def __init__(
+        self,
+        anthropic_client: AnthropicClient | None = None,
+        openrouter_client: OpenRouterClient | None = None,
+        cost_tracker: CostTracker | None = None,
+        *,
+        catalog: Catalog | None = None,
+        max_retries: int = 2,
+        backoff: wait_base = BACKOFF,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clients: dict[str, ProviderClient] = {}
+        if anthropic_client is not None:
+            self._clients["anthropic"] = anthropic_client
+        if openrouter_client is not None:
+            self._clients["openrouter"] = openrouter_client
+        self._tracker = cost_tracker
+        self._catalog = catalog if catalog is not None else {}
+        self._max_retries = whole_number("max_retries", max_retries, at_least=0)
+        self._backoff = backoff
+        self._sleep = sleep
+        self._clock = clock
+        self._lock = RLock()
+        self._settings: Settings | None = None
+        self._made: list[ProviderClient | CostTracker] = []
+
+    def route(
+        self,
+        task: str,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        session_id: str | None = None,
+        max_tokens: int = 4096,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: System = None,
+        temperature: float | None = None,
+        tags: Mapping[str, str] | None = None,
+        budget_usd: Decimal | int | str | float | None = None,
+        timeout_s: float = 120.0,
+        deadline_s: float = 300.0,
+        **params: Any,
+    ) -> RouteResponse:
+        """Ask the task's tier.
+
+        timeout_s bounds one attempt, deadline_s the whole call with its waits, both by the wall
+        clock. budget_usd is a hard limit in USD on this request, retries included. `params` go
+        to the provider they are known to.
+
+        Raises InvalidRequest (UnknownTask, UnknownTier), MissingKey, SettingsError: nothing was
+        recorded. BudgetExceeded, UnpricedModel, UnboundedRequest: nothing was sent.
+        RouteExhausted: no answer. LedgerError: the books could not be kept.
+        """
+        call = Call(messages, max_tokens, tools, system, temperature, params)
+        return self._route(task, call, None, session_id, tags, budget_usd, timeout_s, deadline_s)
+
+    def route_with_fallback(
+        self,
+        task: str,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        fallback_tier: ModelTier | str = ModelTier.FAST,
+        session_id: str | None = None,
+        max_tokens: int = 4096,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: System = None,
+        temperature: float | None = None,
+        tags: Mapping[str, str] | None = None,
+        budget_usd: Decimal | int | str | float | None = None,
+        timeout_s: float = 120.0,
+        deadline_s: float = 300.0,
+        **params: Any,
+    ) -> RouteResponse:
+        """As `route`, and where the task's own tier fails, the fallback tier is asked too.
+
+        The task's own tier as fallback means none. budget_usd and deadline_s cover both tiers.
+        """
+        call = Call(messages, max_tokens, tools, system, temperature, params)
+        return self._route(task, call, fallback_tier, session_id, tags, budget_usd, timeout_s, deadline_s)
+
+    def _route(
+        self,
+        task: str,
+        call: Call,
+        fallback_tier: str | None,
+        session_id: str | None,
+        tags: Mapping[str, str] | None,
+        budget_usd: Decimal | int | str | float | None,
+        timeout_s: float,
+        deadline_s: float,
+    ) -> RouteResponse:
+        from router import drive  # late: it loads the event models
+
+        tier = tier_of(task)
+        tiers = [tier] if fallback_tier in (None, tier) else [tier, str(fallback_tier)]
+        routes = [route_for(name, self._catalog, self._setting().tiers) for name in tiers]
+        targets = [drive.Target(route, self._client(route.provider)) for route in routes]
+        targets[0].client.require_key()
+        request = drive.Request(
+            drive.new_id(), session_id, task, tags, tier, call.max_tokens, _budget(budget_usd)
+        )
+        limits = drive.Limits(
+            seconds("timeout_s", timeout_s),
+            seconds("deadline_s", deadline_s),
+            self._max_retries,
+            self._backoff,
+        )
+        ledger = self.tracker.ledger
+        return drive.Drive(ledger, call, request, targets, limits, self._sleep, self._clock).answer()
+
+    @property
+    def tracker(self) -> CostTracker:
+        """The tracker given, else one of the default ledger, made now."""
+        with self._lock:
+            if self._tracker is None:
+                from ledger.tracker import CostTracker
+
+                self._tracker = CostTracker()
+                self._made.append(self._tracker)
+            return self._tracker
+
+    def _client(self, provider: str) -> ProviderClient:
+        with self._lock:
+            if provider not in self._clients:
+                made = AnthropicClient() if provider == "anthropic" else OpenRouterClient()
+                self._clients[provider] = made
+                self._made.append(made)
+            return self._clients[provider]
+
+    def _setting(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings.load()
+        return self._settings
+
+    def close(self) -> None:
+        """Close what this router made; clients and a tracker that were given stay open."""
+        with self._lock:
+            made, self._made = self._made, []
+            self._clients = {name: client for name, client in self._clients.items() if client not in made}
+            if self._tracker in made:
+                self._tracker = None
+        for part in made:
+            part.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def tier_of(task: str) -> str:
+    """The tier TASK_MODEL_MAP names for a task. Raises UnknownTask naming the nearest."""
+    tier = TASK_MODEL_MAP.get(task)
+    if tier is None:
+        raise UnknownTask(str(task), list(TASK_MODEL_MAP))
+    return str(tier)
+
+
+def _budget(given: Decimal | int | str | float | None) -> Decimal | None:
+    """budget_usd as an exact amount. Raises InvalidRequest for what is none."""
+    if given is None:
+        return None
+    from ledger.events import usd
+
+    try:
+        amount = None if isinstance(given, bool) else usd(Decimal(str(given)))
+    except InvalidOperation:
+        amount = None
+    if amount is None or amount < 0:
+        raise InvalidRequest(f"budget_usd must be an amount of USD from 0 to below 1,000,000, not {given!r}")
+    return amount

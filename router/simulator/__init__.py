@@ -1,0 +1,58 @@
+"""A local HTTP server that answers as Anthropic and as OpenRouter, with scripted faults and a seed.
+
+    with Simulator(seed=7) as sim:
+        sim.script("deepseek/deepseek-chat", rate_limited(retry_after=1), Reply(text="done"))
+        …  clients get base_url=sim.anthropic_url and base_url=sim.openrouter_url
+        sim.log                                   every call, with the tokens and costs it was told
+
+As a process, for benchmarks: `python -m router.simulator --port 0 --seed 7`.
+"""
+
+from router.simulator.replies import (
+    BUGHIVE_PRICES,
+    Price,
+    Reply,
+    Tokens,
+    ToolCall,
+    authentication_failed,
+    content_filtered,
+    context_length_exceeded,
+    cut,
+    error_in_answer,
+    insufficient_credits,
+    invalid_request,
+    not_found,
+    overloaded,
+    rate_limited,
+    reset,
+    server_error,
+    silent,
+    spend_limit_reached,
+    unreadable,
+)
+from router.simulator.server import Served, Simulator
+
+__all__ = [
+    "BUGHIVE_PRICES",
+    "Price",
+    "Reply",
+    "Served",
+    "Simulator",
+    "Tokens",
+    "ToolCall",
+    "authentication_failed",
+    "content_filtered",
+    "context_length_exceeded",
+    "cut",
+    "error_in_answer",
+    "insufficient_credits",
+    "invalid_request",
+    "not_found",
+    "overloaded",
+    "rate_limited",
+    "reset",
+    "server_error",
+    "silent",
+    "spend_limit_reached",
+    "unreadable",
+]

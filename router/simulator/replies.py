@@ -1,0 +1,196 @@
+"""What a simulated provider is told to answer: a `Reply`, and ready ones for the usual faults.
+
+    Reply()                                    a plausible answer, made from the seed
+    Reply(text="ok", usage=Tokens(1000, 200))  an answer in the test's own words and numbers
+    Reply(tool_call=ToolCall("click", {"selector": "#login"}))
+    Reply(status=429, headers={"retry-after": "1"})      with the body that provider sends for it
+    rate_limited(retry_after=1), overloaded(), silent(), reset(), cut(after=40), …
+
+A Reply says nothing about the wire format: the provider that was asked gives it its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+
+class Tokens(NamedTuple):
+    """Tokens of one answer in disjoint buckets; `reasoning_tokens` is a part of `output_tokens`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return (
+            self.input_tokens
+            + self.cache_read_tokens
+            + self.cache_write_5m_tokens
+            + self.cache_write_1h_tokens
+        )
+
+
+class ToolCall(NamedTuple):
+    name: str
+    input: Mapping[str, object]
+
+
+class Price(NamedTuple):
+    """USD per million tokens, from which OpenRouter's reported cost is computed."""
+
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal
+
+
+BUGHIVE_PRICES: Mapping[str, Price] = {
+    "deepseek/deepseek-chat": Price(Decimal("0.27"), Decimal("1.10"), Decimal("0.027")),
+    "deepseek/deepseek-coder": Price(Decimal("0.14"), Decimal("0.28"), Decimal("0.014")),
+    "qwen/qwen-2.5-72b-instruct": Price(Decimal("0.15"), Decimal("0.60"), Decimal("0.015")),
+    "qwen/qwen-2.5-32b-instruct": Price(Decimal("0.06"), Decimal("0.24"), Decimal("0.006")),
+}
+
+ErrorWord = Literal[
+    "invalid_request",
+    "context_length_exceeded",
+    "content_filtered",
+    "authentication_failed",
+    "insufficient_credits",
+    "spend_limit_reached",
+    "permission_denied",
+    "not_found",
+    "request_too_large",
+    "rate_limited",
+    "overloaded",
+    "server_error",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One scripted answer. What is not given is made from the seed.
+
+    body        JSON (dict, list) or raw bytes in place of what the provider would send
+    error       with an error status: which of the provider's error bodies; default by status
+    message     the provider's words in that error body
+    cost        OpenRouter only: "computed" from the price table (absent for a model without a
+                price), "absent", or a figure
+    delay_s     seconds before the first byte
+    cut_after   bytes of the body that are sent; then the connection is closed
+    drip        (bytes, seconds): the body comes in pieces of so many bytes, so far apart
+    silence     nothing is ever sent; ends when the client leaves or the simulator stops
+    reset       the connection is reset (RST) in place of an answer
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: object = None
+    text: str | None = None
+    tool_call: tuple[str, Mapping[str, object]] | None = None
+    stop_reason: str | None = None
+    usage: Tokens | None = None
+    cost: Decimal | Literal["computed", "absent"] = "computed"
+    error: ErrorWord | None = None
+    message: str | None = None
+    delay_s: float = 0.0
+    cut_after: int | None = None
+    drip: tuple[int, float] | None = None
+    silence: bool = False
+    reset: bool = False
+
+    @property
+    def fault(self) -> str | None:
+        """One word for what is wrong with this answer; None: nothing is."""
+        if self.reset or self.silence:
+            return "reset" if self.reset else "silence"
+        if self.cut_after is not None or self.drip is not None:
+            return "cut" if self.cut_after is not None else "drip"
+        if self.error is not None or self.status >= 400:
+            return self.error or ERROR_OF_STATUS.get(self.status, "server_error")
+        return "delay" if self.delay_s else None
+
+
+ERROR_OF_STATUS: Mapping[int, ErrorWord] = {
+    400: "invalid_request",
+    401: "authentication_failed",
+    402: "insufficient_credits",
+    403: "permission_denied",
+    404: "not_found",
+    413: "request_too_large",
+    429: "rate_limited",
+    503: "overloaded",
+    529: "overloaded",
+}
+
+
+def rate_limited(retry_after: float | str | None = None) -> Reply:
+    """429; `retry_after` in seconds, or an HTTP date as it stands in the header."""
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+    return Reply(status=429, headers=headers)
+
+
+def overloaded(status: int = 529) -> Reply:
+    return Reply(status=status, error="overloaded")
+
+
+def server_error(status: int = 500) -> Reply:
+    return Reply(status=status, error="server_error")
+
+
+def invalid_request(message: str | None = None) -> Reply:
+    return Reply(status=400, message=message)
+
+
+def context_length_exceeded() -> Reply:
+    return Reply(status=400, error="context_length_exceeded")
+
+
+def content_filtered() -> Reply:
+    """Refused by policy before anything was generated: 400 or 403, as each provider has it."""
+    return Reply(status=403, error="content_filtered")
+
+
+def authentication_failed() -> Reply:
+    return Reply(status=401)
+
+
+def insufficient_credits() -> Reply:
+    return Reply(status=402)
+
+
+def spend_limit_reached() -> Reply:
+    """The account's own limit: a 429 that no waiting helps against."""
+    return Reply(status=429, error="spend_limit_reached")
+
+
+def not_found() -> Reply:
+    return Reply(status=404)
+
+
+def error_in_answer(error: ErrorWord = "server_error") -> Reply:
+    """An error body under HTTP 200."""
+    return Reply(status=200, error=error)
+
+
+def unreadable() -> Reply:
+    """HTTP 200 with a page in place of JSON."""
+    return Reply(headers={"content-type": "text/html"}, body=b"<html><body>Bad gateway</body></html>")
+
+
+def silent() -> Reply:
+    return Reply(silence=True)
+
+
+def reset() -> Reply:
+    return Reply(reset=True)
+
+
+def cut(after: int) -> Reply:
+    return Reply(cut_after=after)
