@@ -83,6 +83,8 @@ def usd(amount: Decimal | str | int) -> Decimal | None:
 
 def plain_text(text: str, limit: int = 500) -> str:
     """Text from outside as an event may hold it: no control characters, encodable, bounded."""
+    if text.isascii() and text.isprintable():
+        return text[:limit]
     shown = "".join(char if char.isprintable() else " " for char in text[: limit * 2])
     return shown.encode("utf-8", "replace").decode("utf-8")[:limit]
 
@@ -382,5 +384,5 @@ def event_of(recorded: dict[str, Any]) -> Event:
 
 
 def rfc3339(moment: datetime) -> str:
-    """A UTC-aware moment as journals write it: microseconds always, Z at the end."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"
+    """A moment in UTC as journals write it: microseconds always, Z at the end."""
+    return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"

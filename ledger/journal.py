@@ -270,9 +270,9 @@ class Journal:
     def _stamp(self, events: Sequence[BaseModel], lines: Sequence[bytes], occurred_at: datetime) -> None:
         """Give events their numbers and put their lines into the queue. Under the lock."""
         tail = self._tail
+        at = rfc3339(occurred_at).encode()
         stamped = [
-            _stamp(self._head, tail.seq + number, occurred_at, line)
-            for number, line in enumerate(lines, start=1)
+            _stamp(self._head, tail.seq + number, at, line) for number, line in enumerate(lines, start=1)
         ]
         last_seq = tail.seq + len(lines)
         if self._durable:
@@ -389,7 +389,7 @@ def _head_of(journal_id: str) -> bytes:
 
 def stamped_line(journal_id: str, seq: int, occurred_at: datetime, event: BaseModel) -> bytes:
     """The whole line of an event, its newline included."""
-    return _stamp(_head_of(journal_id), seq, occurred_at, _facts(event))
+    return _stamp(_head_of(journal_id), seq, rfc3339(occurred_at).encode(), _facts(event))
 
 
 def _facts(event: BaseModel) -> bytes:
@@ -397,10 +397,9 @@ def _facts(event: BaseModel) -> bytes:
     return event.model_dump_json(exclude_none=True).encode()[1:-1]
 
 
-def _stamp(head: bytes, seq: int, occurred_at: datetime, facts: bytes) -> bytes:
+def _stamp(head: bytes, seq: int, occurred_at: bytes, facts: bytes) -> bytes:
     return sealed_line(
-        b'%b%d,"schema_version":%d,"occurred_at":"%b",%b'
-        % (head, seq, SCHEMA_VERSION, rfc3339(occurred_at).encode(), facts)
+        b'%b%d,"schema_version":%d,"occurred_at":"%b",%b' % (head, seq, SCHEMA_VERSION, occurred_at, facts)
     )
 
 

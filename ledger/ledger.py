@@ -259,11 +259,11 @@ class Ledger:
             self.path / "journals", uuid_utils.uuid7().hex, opened, self._clock, durable=durable
         )
 
-    def journal_appended(self, journal: Journal) -> None:
+    def journal_appended(self, journal: Journal, occurred_at: datetime) -> None:
         """What need not be done at each append: tell state.db, rotate, seal a day that is over."""
         if journal.seq - journal.applied_seq >= APPLY_AT_EVENTS:
             self._apply_quietly(journal)
-        today = self._clock().date()
+        today = occurred_at.date()
         if journal.seq >= ROTATE_AT_EVENTS or today != self._today:
             with self._lock:
                 rotated = journal is self._current and journal.seq >= ROTATE_AT_EVENTS

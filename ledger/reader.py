@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ledger.errors import DamagedLedger, LedgerError, nearest
-from ledger.schema import COLUMNS, SQL_TYPES, arrow_schema, TIER_ORDER
+from ledger.schema import COLUMNS, SQL_TYPES, TIER_ORDER, arrow_schema
 
 if TYPE_CHECKING:
     import apsw
     import duckdb
     import polars as pl
-
-_log = logging.getLogger("ledger")
 
 VIEWS = (  # each reads only those before it
     "events",
@@ -44,6 +40,8 @@ VIEWS = (  # each reads only those before it
     "in_doubt",
     "fallbacks",
 )
+NO_SEGMENT = "events/date=1970-01-01/empty.parquet"  # has all columns and no rows
+_STORED = ("events", "attempts", "requests")  # as tables where there are few rows: that is faster
 _FOLDER = Path(__file__).with_name("views")
 _SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
 
@@ -74,7 +72,7 @@ def connect(
         _set_variables(connection, root, session_id, allow_damage)
         _take_snapshot(connection, root)
         _check_segments(connection, root, allow_damage)
-        _make_views(connection, root, views, stored=("events",) if session_id is not None else ())
+        _make_views(connection, root, views, stored=_STORED if session_id is not None else ())
     except BaseException:
         connection.close()
         raise
@@ -110,9 +108,8 @@ def scan(path: str | Path, *, allow_damage: bool = False) -> pl.LazyFrame:
     import polars as pl
 
     with connect(path, allow_damage=allow_damage, views=()) as connection:
-        journals = connection.execute(
-            f"select {', '.join(column.name for column in COLUMNS)} from ledger_journal_events"
-        ).to_arrow_table()
+        names = ", ".join(column.name for column in COLUMNS)
+        journals = connection.sql(f"select {names} from ledger_journal_events").to_arrow_table()
         segments = _segments_of(connection)
     frame = pl.from_arrow(journals.cast(arrow_schema()))
     assert isinstance(frame, pl.DataFrame)
@@ -129,8 +126,10 @@ def scan(path: str | Path, *, allow_damage: bool = False) -> pl.LazyFrame:
 
 def lock(connection: duckdb.DuckDBPyConnection) -> None:
     """Shut a connection in: it reads the ledger's segments, no other file, and stays so."""
+    segments = _segments_of(connection)
+    as_patterns = [re.sub(r"([*?\[])", r"[\1]", path) for path in segments]  # so the view names them
     connection.execute("set python_enable_replacements = false")
-    connection.execute(f"set allowed_paths = [{', '.join(map(quoted, _segments_of(connection)))}]")
+    connection.execute(f"set allowed_paths = [{', '.join(map(quoted, segments + as_patterns))}]")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
 
@@ -179,10 +178,11 @@ def view_sql(name: str) -> str:
 
 
 def _config() -> dict[str, str | bool | int | float | list[str]]:
+    spill = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"bughive-duckdb-{os.getpid()}")
     return {
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
-        "temp_directory": os.path.join(tempfile.gettempdir(), f"bughive-duckdb-{os.getpid()}"),  # not here
+        "temp_directory": spill,  # made only if needed, and never in the working directory
     }
 
 
@@ -239,7 +239,7 @@ def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_dam
             f" {len(listed)} segments are so); restore it, or read around it with --allow-damage"
         )
     sound = [segment for segment in _segments_of(connection) if segment not in missing]
-    connection.execute("set variable ledger_segments = ?", [sound])
+    connection.execute("set variable ledger_segments = ?", [sound or [str(root / NO_SEGMENT)]])
 
 
 def _size_of(path: Path) -> int | None:
@@ -289,9 +289,10 @@ def _batches_of_session(root: Path, session_id: str) -> _Held | None:
             found = connection.execute(
                 "select batch from session_batches where session_id = ? order by batch", (session_id,)
             ).fetchall()
-        return _Held([batch for (batch,) in found], int(indexed)) if indexed is not None else None
-    except (apsw.Error, OSError, ValueError, TypeError) as error:
-        _log.debug("%s tells nothing of sessions, so all segments are read: %s", database, error)
+        return (
+            _Held([int(str(batch)) for (batch,) in found], int(str(indexed))) if indexed is not None else None
+        )
+    except (apsw.Error, OSError, ValueError):
         return None
 
 

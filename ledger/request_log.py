@@ -26,6 +26,11 @@ class RequestLog:
         self._ended = False
         self.started_at = datetime.min.replace(tzinfo=UTC)  # of the request, once begun
 
+    @property
+    def ended(self) -> bool:
+        """Whether the request's end is on the books, or was refused by the disk: nothing can follow."""
+        return self._ended
+
     def append(self, *events: BaseModel) -> datetime:
         """Append events as one commit; durable on return. Gives their `occurred_at`.
 
@@ -64,7 +69,7 @@ class RequestLog:
             raise
         if ends:
             self._end()
-        self._ledger.journal_appended(self._journal)
+        self._ledger.journal_appended(self._journal, occurred_at)
         return occurred_at
 
     def _end(self) -> None:

@@ -104,8 +104,9 @@ def fold(journal_id: str, events: Iterable[Mapping[str, Any]]) -> Change:
                 | "attempt_settled"
             ):
                 _fold_money(change, event)
-                in_doubt = event["billing"] == "unknown"
-                change.holds[event["attempt_id"]] = _hold(journal_id, event, "in_doubt") if in_doubt else None
+                keeps_ceiling = event["billing"] == "unknown" or _is_unpriced(event)
+                held = _hold(journal_id, event, "in_doubt") if keeps_ceiling else None
+                change.holds[event["attempt_id"]] = held
             case "request_completed" | "request_failed" | "request_denied":
                 change.requests_ended.add(event["request_id"])
                 change.request_spent_pico.pop(event["request_id"], None)
@@ -115,10 +116,8 @@ def fold(journal_id: str, events: Iterable[Mapping[str, Any]]) -> Change:
 
 
 def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
-    cost = event.get("billed_cost_usd")
-    if cost is None:
-        cost = event.get("list_cost_usd")
-    unpriced = cost is None and event["billing"] == "billed"
+    cost = _cost_of(event)
+    unpriced = _is_unpriced(event)
     if cost is None and not unpriced:
         return
     amount = pico(cost) if cost is not None else 0
@@ -131,6 +130,15 @@ def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
         change.unpriced_attempts[scope, scope_id, quarter] += unpriced
     if event["event_type"] != "attempt_settled":  # a settlement may come after the request's end
         change.request_spent_pico[event["request_id"]] += amount
+
+
+def _cost_of(event: Mapping[str, Any]) -> Decimal | str | None:
+    billed: Decimal | str | None = event.get("billed_cost_usd")
+    return event.get("list_cost_usd") if billed is None else billed
+
+
+def _is_unpriced(event: Mapping[str, Any]) -> bool:
+    return event["billing"] == "billed" and _cost_of(event) is None
 
 
 def _hold(journal_id: str, event: Mapping[str, Any], state: HoldState) -> HoldRow:

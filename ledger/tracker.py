@@ -135,7 +135,8 @@ class CostTracker:
         ) as connection:
             rows = connection.execute(
                 "select tier, sum(cost_usd), sum(requests)::bigint, sum(input_tokens)::bigint,"
-                " sum(output_tokens)::bigint, sum(unpriced_attempts)::bigint from tier_breakdown group by tier"
+                " sum(output_tokens)::bigint, sum(unpriced_attempts)::bigint"
+                " from tier_breakdown group by tier"
             ).fetchall()
         return sorted((_Tier(*row) for row in rows), key=lambda row: tier_rank(row.tier))
 

@@ -161,7 +161,7 @@ def succeeded(
     return AttemptSucceeded(
         **attempt.facts(),
         **_usage(answer, attempt, cost),
-        **_verdict("answered", attempt),
+        **_verdict("answered", attempt, cost),
         started_at=started_at,
         latency_ms=latency_ms,
         stop_reason=answer.stop_reason,
@@ -181,7 +181,7 @@ def failed(
     return AttemptFailed(
         **attempt.facts(),
         **{**usage, **told},
-        **_verdict(failure.billing_rule, attempt),
+        **_verdict(failure.billing_rule, attempt, cost),
         started_at=started_at,
         latency_ms=latency_ms,
         error_type=failure.error_type,
@@ -201,9 +201,11 @@ def cancelled(attempt: Attempt, started_at: datetime, latency_ms: float, reason:
     )
 
 
-def _verdict(rule: str, attempt: Attempt) -> dict[str, Any]:
+def _verdict(rule: str, attempt: Attempt, cost: Cost | None = None) -> dict[str, Any]:
+    """Who pays, by which rule. The ceiling stays beside what is in doubt, and what has no price."""
     billing = billing_by(rule)
-    in_doubt = attempt.ceiling_usd if billing == "unknown" else None
+    unpriced = billing == "billed" and cost is not None and cost.usd is None
+    in_doubt = attempt.ceiling_usd if billing == "unknown" or unpriced else None
     return {"billing": billing, "billing_rule": rule, "reserved_usd": in_doubt}
 
 

@@ -64,7 +64,7 @@ class Limits(NamedTuple):
 
     timeout_s: float
     deadline_s: float
-    max_retries: int
+    max_retries: int | None  # None: as each target's client has it
     backoff: wait_base
 
 
@@ -122,7 +122,7 @@ class Drive:
             try:
                 answer = self._send(target)
             except ProviderError as failure:
-                match self._next(failure, on_tier):
+                match self._next(failure, target, on_tier):
                     case Retry(wait_s=wait_s):
                         self._record_failure(attempt, failure, wait_s=wait_s)
                         self._sleep(wait_s)
@@ -177,11 +177,12 @@ class Drive:
         timeout_s = min(self._limits.timeout_s, max(self._left_s(), 0.001))
         return target.client.send(self._prepared_for(target).body, timeout_s)
 
-    def _next(self, failure: ProviderError, on_tier: int) -> Retry | FallBack | GiveUp:
+    def _next(self, failure: ProviderError, target: Target, on_tier: int) -> Retry | FallBack | GiveUp:
+        own = self._limits.max_retries
         return next_step(
             failure,
             attempts_on_tier=on_tier,
-            max_retries=self._limits.max_retries,
+            max_retries=target.client.max_retries if own is None else own,
             left_s=self._left_s(),
             has_fallback=self._has_usable_fallback(),
             backoff=self._limits.backoff,
@@ -345,7 +346,7 @@ class Drive:
     def _leave(self, leaving: BaseException) -> None:
         """Record that the caller left, where the request has not ended: the attempt stays in doubt."""
         log, attempt = self._log, self._attempt
-        if log is None or attempt is None:
+        if log is None or log.ended or attempt is None:
             return
         self._log = None
         reason = (

@@ -37,7 +37,7 @@ class LLMRouter:
     Clients and tracker that are not given are made when they are first needed, and closed by
     `close()`; given ones stay open. Thread-safe. `catalog` maps tiers to (model, provider) and
     is read at each call; it wins over bughive.toml. `max_retries`: further attempts on a tier
-    after the first.
+    after the first; without it, as each client has it.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class LLMRouter:
         cost_tracker: CostTracker | None = None,
         *,
         catalog: Catalog | None = None,
-        max_retries: int = 2,
+        max_retries: int | None = None,
         backoff: wait_base = BACKOFF,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -59,7 +59,9 @@ class LLMRouter:
             self._clients["openrouter"] = openrouter_client
         self._tracker = cost_tracker
         self._catalog = catalog if catalog is not None else {}
-        self._max_retries = whole_number("max_retries", max_retries, at_least=0)
+        self._max_retries = (
+            None if max_retries is None else whole_number("max_retries", max_retries, at_least=0)
+        )
         self._backoff = backoff
         self._sleep = sleep
         self._clock = clock

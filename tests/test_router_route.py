@@ -280,6 +280,18 @@ def test_max_retries_holds_for_each_tier(sim: Simulator, make_router: Callable[.
     assert [served.model for served in sim.log] == [REASONING] * 2 + [FAST] * 2
 
 
+def test_without_a_number_of_its_own_a_router_retries_as_its_clients_do(
+    sim: Simulator, ledger: Ledger
+) -> None:
+    sim.script(REASONING, *[server_error()] * 9)
+    with OpenRouterClient("sk-or-test-key", base_url=sim.openrouter_url, max_retries=4) as client:
+        router = LLMRouter(openrouter_client=client, cost_tracker=CostTracker(ledger), backoff=wait_none())
+        with pytest.raises(RouteExhausted):
+            router.route("analyze_page", ASK)
+
+    assert len(sim.log) == 5
+
+
 def test_the_deadline_covers_attempts_and_waits(
     sim: Simulator, make_router: Callable[..., LLMRouter], ledger: Ledger
 ) -> None:
@@ -384,6 +396,27 @@ def _ceiling(router: LLMRouter) -> Decimal:
     with pytest.raises(BudgetExceeded) as caught:
         router.route("analyze_page", ASK, budget_usd=0)
     return caught.value.asked_usd
+
+
+def test_an_answer_without_a_cost_keeps_its_ceiling_against_the_budget(
+    sim: Simulator, router: LLMRouter, ledger: Ledger
+) -> None:
+    usage = {"prompt_tokens": None, "completion_tokens": None}
+    answer = {
+        "id": "g",
+        "model": REASONING,
+        "choices": [{"message": {"content": "ok"}, "finish_reason": "stop"}],
+    }
+    sim.script(REASONING, Reply(body={**answer, "usage": usage}))
+
+    assert router.route("analyze_page", ASK, budget_usd="1")["cost"] is None
+
+    started, succeeded = (event for event in events(ledger) if event["event_type"].startswith("attempt"))
+    assert succeeded["billing"] == "billed"
+    assert succeeded["reserved_usd"] == started["reserved_usd"]
+    with ledger._caught_up(ledger._own_journals()) as state:
+        balance = state.balance("tier", "REASONING")
+        assert balance.in_doubt_usd == Decimal(started["reserved_usd"])
 
 
 def test_a_hard_budget_is_told_to_openrouter_as_a_price(sim: Simulator, router: LLMRouter) -> None:

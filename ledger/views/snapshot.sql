@@ -73,11 +73,12 @@ where case
     else true
 end;
 
--- The segment without rows is always there, so that there is always something to read.
+-- Where there is no segment to read, the one without rows stands in: it is always there.
 set variable ledger_segments = (
-    select
+    select coalesce(
+        list(getvariable('ledger_path') || '/' || file order by batch),
         [getvariable('ledger_path') || '/events/date=1970-01-01/empty.parquet']
-        || coalesce(list(getvariable('ledger_path') || '/' || file order by batch), [])
+    )
     from ledger_manifest
     where
         getvariable('ledger_batches') is null
