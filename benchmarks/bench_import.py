@@ -1,6 +1,6 @@
 """`import router` as a whole process against one that imports httpx, pydantic and tenacity.
 
-python benchmarks/bench_import.py [--rounds 15]
+python -m benchmarks.bench_import [--rounds 15]
 """
 
 from __future__ import annotations

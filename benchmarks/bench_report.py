@@ -1,6 +1,6 @@
 """`bughive-costs report --session` on a ledger of 4 million events, cold, as a whole process.
 
-    python benchmarks/bench_report.py [--events 4000000] [--rounds 9]
+    python -m benchmarks.bench_report [--events 4000000] [--rounds 9]
 
 At most 2 × a process that imports duckdb and typer and runs `select 1`. The ledger is made once per
 size, in the system's temporary folder, as 50,000 events a segment: what a long-lived ledger looks like.
@@ -31,7 +31,8 @@ BASELINE = "import duckdb, typer; duckdb.sql('select 1').fetchall()"
 EVENTS_SQL = """
 select
     $journal as journal_id, n - $first + 1 as seq, 1 as schema_version,
-    ['request_received', 'attempt_started', 'attempt_succeeded', 'request_completed'][n % 4 + 1] as event_type,
+    ['request_received', 'attempt_started', 'attempt_succeeded', 'request_completed'][n % 4 + 1]
+        as event_type,
     $at::timestamptz + to_microseconds((n - $first) * 1000) as occurred_at,
     case when n % 4 >= 2 then occurred_at - interval 1 millisecond end as started_at,
     'session-' || (n // (8 * $per_session) * 8 + n // 4 % 8) as session_id,
@@ -84,7 +85,7 @@ def make_ledger(path: Path, events: int) -> None:
             )
             for column in COLUMNS:
                 made.execute(f"alter table made add column if not exists {column.name} varchar")
-            table = made.execute(f"select {columns} from made").to_arrow_table().cast(schema)
+            table = made.sql(f"select {columns} from made").to_arrow_table().cast(schema)
             footer = {
                 "batch": number,
                 "ledger_id": ledger.id,

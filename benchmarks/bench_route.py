@@ -1,6 +1,6 @@
 """route() against a bare httpx.Client.post of the same body to the same local server.
 
-    python benchmarks/bench_route.py [--rounds 400]
+    python -m benchmarks.bench_route [--rounds 400]
 
 The server is the simulator in a process of its own. With "process-crash" a request may take at most
 1.4 × the bare call; with "power-loss" that, and two bare fsynced appends measured in the same run.
@@ -95,7 +95,8 @@ def compare(base_url: str, rounds: int) -> int:
         assert answer.status_code == 200, answer.text
         for router in routers.values():
             response = router.route(TASK, MESSAGES, session_id="bench")
-            assert response["content"] and response["usage"]["output_tokens"] > 0
+            assert response["content"]
+            assert response["usage"]["output_tokens"] > 0
         timings = interleaved(
             {
                 "bare httpx.Client.post": post,
