@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,7 +41,7 @@ VIEWS = (  # each reads only those before it
     "fallbacks",
 )
 NO_SEGMENT = "events/date=1970-01-01/empty.parquet"  # has all columns and no rows
-_STORED = ("events", "attempts", "requests")  # as tables where there are few rows: that is faster
+_STORED = ("events", "attempts", "requests")
 _FOLDER = Path(__file__).with_name("views")
 _SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
 
@@ -52,7 +52,7 @@ def connect(
     *,
     tz: str = "UTC",
     allow_damage: bool = False,
-    views: Iterable[str] = VIEWS,
+    views: Sequence[str] = VIEWS,
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the ledger's views as of now; nothing is written to the ledger.
 
@@ -72,7 +72,7 @@ def connect(
         _set_variables(connection, root, session_id, allow_damage)
         _take_snapshot(connection, root)
         _check_segments(connection, root, allow_damage)
-        _make_views(connection, root, views, stored=_STORED if session_id is not None else ())
+        _make_views(connection, root, views, stored=session_id is not None)
     except BaseException:
         connection.close()
         raise
@@ -95,7 +95,7 @@ def ledger_sql(path: str | Path) -> str:
             f"set variable ledger_fields = {quoted(_fields())};",
             "",
             _sql_file("snapshot"),
-            *(_view_statement(name) for name in VIEWS),
+            *_view_statements(VIEWS),
         ]
     )
 
@@ -255,15 +255,28 @@ def _segments_of(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _make_views(
-    connection: duckdb.DuckDBPyConnection, root: Path, views: Iterable[str], stored: Sequence[str]
+    connection: duckdb.DuckDBPyConnection, root: Path, views: Sequence[str], stored: bool
 ) -> None:
     import duckdb
 
     try:
-        for name in views:
-            connection.execute(_view_statement(name, kind="table" if name in stored else "view"))
+        for statement in _view_statements(views, stored):
+            connection.execute(statement)
     except duckdb.IOException as error:
         raise DamagedLedger(f"{root} cannot be read: {_first_words(error)}") from error
+
+
+def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
+    """What makes the views. `stored`: the first as tables, which is faster where there are few rows.
+
+    DuckDB looks at all that a view reads when it is made, and `events` opens every segment: so it
+    comes last, after a stand-in with the same columns.
+    """
+    if stored:
+        return [_view_statement(name, "table" if name in _STORED else "view") for name in views]
+    others = [_view_statement(name) for name in views if name != "events"]
+    stand_in = "create or replace temp view events as from ledger_journal_events;\n"
+    return [stand_in, *others, _view_statement("events")] if views else []
 
 
 # which segments hold a session

@@ -8,15 +8,14 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
-import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from played import ROUTES, History
 
-from ledger.events import TIER_ORDER, BudgetSet, CeilingBroken
-from ledger.reader import VIEWS, connect, ledger_sql, tier_rank, view_columns, view_sql
-from ledger.schema import COLUMNS
+from ledger.events import BudgetSet, CeilingBroken
+from ledger.reader import VIEWS, connect, tier_rank, view_columns, view_sql
+from ledger.schema import COLUMNS, TIER_ORDER
 
 
 @pytest.fixture
@@ -105,13 +104,15 @@ def test_a_timeout_is_in_doubt_until_it_is_settled(history: History) -> None:
             REASONING   timeout   ceiling=0.01
             FAST        pending   ceiling=0.002
     """)
-    assert history.rows("select tier, is_in_flight, billing_rule, reserved_usd from in_doubt order by tier") == [
+    assert history.rows(
+        "select tier, is_in_flight, billing_rule, reserved_usd from in_doubt order by tier"
+    ) == [
         ("FAST", True, None, Decimal("0.002")),
         ("REASONING", False, "no_answer", Decimal("0.01")),
     ]
-    assert history.rows("select cost_usd, in_doubt_attempts, in_flight_attempts, open_requests from sessions") == [
-        (None, 1, 1, 1)
-    ]
+    assert history.rows(
+        "select cost_usd, in_doubt_attempts, in_flight_attempts, open_requests from sessions"
+    ) == [(None, 1, 1, 1)]
 
 
 def test_a_settlement_moves_an_attempt_out_of_doubt_and_into_the_cost(history: History) -> None:
@@ -155,7 +156,9 @@ def test_requests_without_a_session_are_one_row(history: History) -> None:
             REASONING   ok    in=1000 out=200
     """)
 
-    assert history.rows("select session_id, requests, cost_usd from sessions") == [(None, 2, Decimal("0.00098"))]
+    assert history.rows("select session_id, requests, cost_usd from sessions") == [
+        (None, 2, Decimal("0.00098"))
+    ]
 
 
 def test_money_belongs_to_the_day_its_attempt_started_settlements_included(history: History) -> None:
@@ -181,8 +184,8 @@ def test_a_request_with_its_retries_and_waits(history: History) -> None:
     """)
 
     assert history.rows("""
-        select task, tags['app'], requested_tier, tier, status, attempts, failed_attempts, fallbacks, latency_ms,
-            limit_usd, started_at, ended_at
+        select task, tags['app'], requested_tier, tier, status, attempts, failed_attempts, fallbacks,
+            latency_ms, limit_usd, started_at, ended_at
         from requests
     """) == [
         (
@@ -203,7 +206,8 @@ def test_fallbacks_say_why_and_whether_it_helped(history: History) -> None:
     """)
 
     assert history.rows(
-        "select session_id, from_tier, to_tier, reason, request_status, request_cost_usd from fallbacks order by 1"
+        "select session_id, from_tier, to_tier, reason, request_status, request_cost_usd"
+        " from fallbacks order by 1"
     ) == [
         ("s-1", "REASONING", "FAST", "overloaded", "completed", Decimal("0.000108")),
         ("s-2", "CODING", "FAST", "server_error", "failed", Decimal(0)),
@@ -251,12 +255,14 @@ def test_a_broken_ceiling_shows_on_its_attempt(history: History) -> None:
 
 def test_budget_status_knows_the_limit_in_force_and_what_is_left(history: History) -> None:
     history.now = datetime.now(UTC)
-    history.play("""
+    history.play(
+        """
         session=s-1
             REASONING   ok        in=1000 out=200
             REASONING   timeout   ceiling=0.01
             REASONING   pending   ceiling=0.02
-    """.replace("ok        in", "503       in"))
+    """.replace("ok        in", "503       in")
+    )
     for scope, scope_id, limit in (
         ("session", "s-1", "9"),
         ("session", "s-1", "1"),
@@ -338,7 +344,9 @@ _attempts = st.lists(
 _last = st.tuples(
     st.sampled_from(sorted(ROUTES)),
     st.sampled_from(["ok", "503", "timeout", "cancelled", "pending", "denied"]),
-    st.sampled_from(["in=1000 cached=10 out=200", "in=9 out=1 list=none", "in=5 out=5 billed=0.1 ceiling=1", ""]),
+    st.sampled_from(
+        ["in=1000 cached=10 out=200", "in=9 out=1 list=none", "in=5 out=5 billed=0.1 ceiling=1", ""]
+    ),
 )
 _histories = st.lists(
     st.tuples(st.sampled_from(["s-1", "s-2", None]), st.integers(0, 100_000), _attempts, _last), max_size=6
@@ -361,12 +369,26 @@ def test_attempts_requests_sessions_days_and_tiers_add_up_to_the_same(
 
     with connect(history.path) as connection:
         sums = {}
-        for view in ("attempts", "requests", "sessions", "daily_spend", "tier_breakdown", "model_performance"):
-            unpriced = "count(*) filter (where is_unpriced)" if view == "attempts" else "sum(unpriced_attempts)"
-            doubt = "count(*) filter (where billing = 'unknown')" if view == "attempts" else "sum(in_doubt_attempts)"
+        for view in (
+            "attempts",
+            "requests",
+            "sessions",
+            "daily_spend",
+            "tier_breakdown",
+            "model_performance",
+        ):
+            unpriced = (
+                "count(*) filter (where is_unpriced)" if view == "attempts" else "sum(unpriced_attempts)"
+            )
+            doubt = (
+                "count(*) filter (where billing = 'unknown')"
+                if view == "attempts"
+                else "sum(in_doubt_attempts)"
+            )
             sums[view] = connection.execute(
-                f"select coalesce(sum(cost_usd), 0), coalesce(sum(list_cost_usd), 0), coalesce(sum(input_tokens), 0),"
-                f" coalesce(sum(output_tokens), 0), coalesce({unpriced}, 0), coalesce({doubt}, 0) from {view}"
+                "select coalesce(sum(cost_usd), 0), coalesce(sum(list_cost_usd), 0),"
+                " coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),"
+                f" coalesce({unpriced}, 0), coalesce({doubt}, 0) from {view}"
             ).fetchone()
         plain = connection.execute(
             "select coalesce(sum(coalesce(billed_cost_usd, list_cost_usd)), 0) from events"
@@ -379,7 +401,8 @@ def test_attempts_requests_sessions_days_and_tiers_add_up_to_the_same(
         ended = connection.execute(
             "select (select count(*) from requests), (select sum(requests) from sessions),"
             " (select sum(requests) from daily_spend), (select sum(requests) from tier_breakdown),"
-            " (select sum(succeeded_requests + failed_requests + denied_requests + open_requests) from sessions)"
+            " (select sum(succeeded_requests + failed_requests + denied_requests + open_requests)"
+            " from sessions)"
         ).fetchone()
     history.close()
     assert len(set(sums.values())) == 1, sums

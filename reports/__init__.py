@@ -1,0 +1,7 @@
+"""What the ledger says, for people and programs.
+
+spend · sessions · adhoc    one module per report: read, sum up, lay out
+render · options            how it looks; what may be asked for
+cli                         the commands
+demo                        a session to look at, over real HTTP
+"""

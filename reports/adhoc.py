@@ -1,0 +1,65 @@
+"""One SELECT over the ledger's views, on a database that is shut in."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ledger.errors import LedgerError
+from ledger.reader import connect, lock, select_only
+from reports.render import Column, Document, Table, harmless
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Rows(NamedTuple):
+    """The rows of a SELECT, as DuckDB gave them."""
+
+    names: list[str]
+    rows: list[dict[str, Any]]
+
+    def data(self) -> list[dict[str, Any]]:
+        """The rows as they are."""
+        return self.rows
+
+    def table(self) -> Table:
+        """The rows under their own names."""
+        return Table("", [Column(name, harmless(name), self._kind(name)) for name in self.names], self.rows)
+
+    def _kind(self, name: str) -> Literal["number", "raw"]:
+        values = [row[name] for row in self.rows if row[name] is not None]
+        return (
+            "number"
+            if values and all(isinstance(value, (int, float, Decimal)) for value in values)
+            else "raw"
+        )
+
+    def document(self) -> Document:
+        """The rows, and nothing else."""
+        return Document("", [], [self.table()])
+
+
+def sql_report(path: str | Path, sql: str, *, tz: str = "UTC", allow_damage: bool = False) -> Rows:
+    """The rows of one SELECT. Raises LedgerError for any other SQL, and for one that DuckDB refuses."""
+    import duckdb
+
+    with connect(path, tz=tz, allow_damage=allow_damage) as connection:
+        lock(connection)
+        try:
+            result = select_only(connection, sql)
+            names = _distinct([column[0] for column in result.description or ()])
+            rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        except duckdb.Error as error:
+            raise LedgerError(f"this SQL cannot be run: {str(error).splitlines()[0]}") from error
+    return Rows(names, rows)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of a result's columns, those that come again with a number."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return distinct

@@ -1,0 +1,104 @@
+"""What a command line may say: periods, keys, formats, time zones. Pure, but for the clock given.
+
+Periods are half-open, [since, until): adjacent ones neither share a moment nor leave one out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import NamedTuple
+
+from ledger.errors import BughiveError, nearest
+
+_LAST_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class UsageError(BughiveError):
+    """The command line cannot be meant; says what was expected."""
+
+
+class Period(NamedTuple):
+    """[since, until), both UTC-aware; None: no bound."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+ALL_TIME = Period()
+
+
+def choice(word: str, known: Sequence[str], option: str) -> str:
+    """The word, if it is a known one. Raises UsageError naming the nearest."""
+    if word in known:
+        return word
+    raise UsageError(f"{option} knows no {word!r}{nearest(word, known)} (expected {', '.join(known)})")
+
+
+def count(text: str, option: str) -> int:
+    """A whole number from 0 on. Raises UsageError for anything else."""
+    if text.isascii() and text.isdigit() and len(text) < 10:
+        return int(text)
+    raise UsageError(f"{option} {text!r} is no number; expected a whole number from 0 on")
+
+
+def time_zone(name: str) -> tzinfo:
+    """A zone of the IANA database. Raises UsageError naming the nearest."""
+    if name.upper() == "UTC":
+        return UTC
+    import pytz  # late: few reports name a zone
+
+    try:
+        return pytz.timezone(name)
+    except pytz.UnknownTimeZoneError as error:
+        raise UsageError(f"--tz knows no {name!r}{nearest(name, pytz.all_timezones)}") from error
+
+
+def period(since: str | None, until: str | None, last: str | None, tz: str, now: datetime) -> Period:
+    """The period that --since, --until and --last mean; a date is its midnight in `tz`.
+
+    Raises UsageError for a moment that does not exist, and for bounds that leave nothing.
+    """
+    zone = time_zone(tz)
+    if last is not None:
+        if since is not None or until is not None:
+            raise UsageError("--last goes without --since and --until; give one or the other")
+        return Period(since=_before(now, last))
+    bounds = Period(
+        _moment(since, zone, "--since") if since is not None else None,
+        _moment(until, zone, "--until") if until is not None else None,
+    )
+    if bounds.since is not None and bounds.until is not None and bounds.since > bounds.until:
+        raise UsageError(f"--since {since} is after --until {until}; nothing lies between them")
+    return bounds
+
+
+def _moment(text: str, zone: tzinfo, option: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else _in_zone(moment, zone)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{option} {text!r} is no date or moment ({error});"
+            " expected such as 2026-11-22 or 2026-11-22T10:30"
+        ) from error
+
+
+def _in_zone(moment: datetime, zone: tzinfo) -> datetime:
+    """A wall clock's reading as a moment; of one that occurs twice or never, the later."""
+    localize = getattr(zone, "localize", None)  # of pytz, whose zones know no fold
+    if localize is None:
+        return moment.replace(tzinfo=zone)
+    localized: datetime = localize(moment, is_dst=False)
+    return localized
+
+
+def _before(now: datetime, last: str) -> datetime:
+    found = re.fullmatch(r"(\d+)([mhdw])", last)
+    if not found or int(found[1]) == 0:
+        raise UsageError(f"--last {last!r} is no span of time; expected such as 30m, 24h, 7d or 2w")
+    try:
+        return now - timedelta(**{_LAST_UNITS[found[2]]: int(found[1])})
+    except OverflowError as error:
+        raise UsageError(f"--last {last} reaches back before the year 1; expected such as 7d") from error

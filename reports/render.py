@@ -1,0 +1,308 @@
+"""Reports as text for a terminal or a pipe, as Markdown, CSV and JSON.
+
+Values stay values until here: money is Decimal, moments are RFC 3339 text, None is not known.
+Names come from outside, so nothing in them may act on a terminal, a spreadsheet or a page.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
+from unicodedata import east_asian_width
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMATS = ("table", "json", "csv", "markdown")
+UNKNOWN = "-"
+
+Kind = Literal["text", "count", "usd", "moment", "raw", "number"]
+_RIGHT: tuple[Kind, ...] = ("count", "usd", "number")
+_SHOWN_PLACES = Decimal("0.000001")
+
+
+class Column(NamedTuple):
+    """A column: its name in data, its title for people. `detail`: in CSV and JSON alone;
+    `if_any`: left out for people where all is zero."""
+
+    name: str
+    title: str
+    kind: Kind
+    detail: bool = False
+    if_any: bool = False
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is aligned to the right."""
+        return self.kind in _RIGHT
+
+
+class Table(NamedTuple):
+    """Rows by column name, and a total that stands under them for people alone."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    total: Mapping[str, Any] | None = None
+
+    def shown_columns(self) -> list[Column]:
+        """The columns for people."""
+        return [
+            column
+            for column in self.columns
+            if not column.detail and (not column.if_any or any(row[column.name] for row in self.rows))
+        ]
+
+    def shown_rows(self) -> list[list[str]]:
+        """The cells for people, the total last."""
+        rows = [*self.rows, self.total] if self.total is not None else self.rows
+        return [[shown(row[column.name], column.kind) for column in self.shown_columns()] for row in rows]
+
+
+class Fact(NamedTuple):
+    """One line of a report's head: what, how much, and what more there is to say."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+class Document(NamedTuple):
+    """A report for people."""
+
+    title: str
+    facts: Sequence[Fact]
+    tables: Sequence[Table]
+    note: str = ""
+
+
+class Report(Protocol):
+    """What every report can say of itself."""
+
+    def document(self) -> Document:
+        """For people."""
+        ...
+
+    def table(self) -> Table:
+        """The one table of it, for CSV."""
+        ...
+
+    def data(self) -> Any:
+        """All of it, for JSON."""
+        ...
+
+
+def write(report: Report, format: str, out: TextIO) -> None:
+    """Write a report in one of FORMATS; tables are drawn on a terminal and plain in a pipe."""
+    if format == "json":
+        out.write(as_json(report.data()))
+    elif format == "csv":
+        out.write(as_csv(report.table()))
+    elif format == "markdown":
+        out.write(as_markdown(report.document()))
+    elif out.isatty():
+        _draw(report.document(), out)
+    else:
+        out.write(as_text(report.document()))
+
+
+def shown(value: Any, kind: Kind) -> str:
+    """A value as people read it; what is not known is a dash."""
+    if value is None:
+        return UNKNOWN
+    if kind == "usd":
+        return _dollars(value)
+    if kind == "count":
+        return f"{value:,}"
+    if kind == "moment":
+        return str(value)[:19].replace("T", " ")
+    return harmless(plain(value) if not isinstance(value, str) else value)
+
+
+def rfc3339(text: str | None) -> str | None:
+    """A moment as DuckDB writes it with %z, whose offset may lack minutes: +00 is Z, +01 is +01:00."""
+    if text is None or text.endswith("+00"):
+        return text and text.removesuffix("+00") + "Z"
+    return f"{text}:00" if re.search(r"T.*[+-]\d\d$", text) else text
+
+
+def _dollars(amount: Decimal) -> str:
+    """To 6 places, half-even; an amount too small to show is not shown as nothing."""
+    rounded = amount.quantize(_SHOWN_PLACES, ROUND_HALF_EVEN)
+    sign = "-" if amount < 0 else ""
+    if amount and not rounded:
+        return f"{sign}<${_SHOWN_PLACES:f}"
+    return f"{sign}${abs(rounded):,f}"
+
+
+def harmless(text: str) -> str:
+    """Text with what does not print (escapes, controls, direction marks) shown as its code."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def plain(value: Any) -> str:
+    """A value as text that loses nothing; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, (datetime, date, time)):
+        return value.isoformat()
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value, default=_json_value)
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value)
+
+
+def as_json(value: Any) -> str:
+    """JSON; money is a string in full, moments are RFC 3339, what is not a number is null."""
+    return json.dumps(_without_nan(value), indent=2, default=_json_value) + "\n"
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return plain(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str) else plain(key): _without_nan(part) for key, part in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def as_csv(table: Table) -> str:
+    """CSV of all columns and rows, no total; a cell that a spreadsheet would run starts with '."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_csv_cell(column.name) for column in table.columns])
+    writer.writerows([_csv_cell(row[column.name]) for column in table.columns] for row in table.rows)
+    return text.getvalue()
+
+
+def _csv_cell(value: Any) -> str:
+    if not isinstance(value, str):
+        return plain(value)
+    text = harmless(value)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+def as_markdown(document: Document) -> str:
+    """Markdown with a table each for the facts and the figures."""
+    lines = [f"# {_markdown_text(document.title)}", ""] if document.title else []
+    if document.facts:
+        facts = [[fact.label, fact.value, fact.note] for fact in document.facts]
+        lines += _markdown_table(["", "", ""], "lrl", facts)
+    for table in document.tables:
+        columns = table.shown_columns()
+        if table.title:
+            lines += [f"## {_markdown_text(table.title)}", ""]
+        alignment = "".join("r" if column.is_right else "l" for column in columns)
+        lines += _markdown_table([column.title for column in columns], alignment, table.shown_rows())
+    return "\n".join(lines + ([document.note] if document.note else [])).rstrip() + "\n"
+
+
+def _markdown_table(titles: list[str], alignment: str, rows: Iterable[Sequence[str]]) -> list[str]:
+    rules = ["---:" if side == "r" else "---" for side in alignment]
+    body = [[_markdown_text(cell) for cell in row] for row in [titles, *rows]]
+    return [f"| {' | '.join(cells)} |" for cells in [body[0], rules, *body[1:]]] + [""]
+
+
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", harmless(text))
+
+
+def as_text(document: Document) -> str:
+    """The report as plain text: aligned columns, no colour, nothing cut."""
+    blocks = [harmless(document.title)] if document.title else []
+    if document.facts:
+        blocks.append(_aligned([[fact.label, fact.value, fact.note] for fact in document.facts], "lrl", "  "))
+    for table in document.tables:
+        columns = table.shown_columns()
+        alignment = "".join("r" if column.is_right else "l" for column in columns)
+        lines = _aligned([[column.title for column in columns], *table.shown_rows()], alignment, "  ")
+        blocks.append(f"{table.title}\n{lines}" if table.title else lines)
+    return "\n\n".join(blocks + ([document.note] if document.note else [])) + "\n"
+
+
+def _aligned(rows: Sequence[Sequence[str]], alignment: str, indent: str) -> str:
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = []
+        for cell, width, side in zip(row, widths, alignment, strict=True):
+            fill = " " * (width - _width(cell))
+            cells.append(fill + cell if side == "r" else cell + fill)
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    return len(text) if text.isascii() else sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _draw(document: Document, out: TextIO) -> None:
+    """With rich, which keeps to NO_COLOR and the terminal's width."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(file=out, highlight=False)
+    if document.title:
+        console.print(Text(harmless(document.title), style="bold"))
+    if document.facts:
+        facts = RichTable.grid(padding=(0, 2))
+        for fact in document.facts:
+            value = Text(fact.value, justify="right")
+            facts.add_row(Text(fact.label, style="dim"), value, Text(fact.note, style="dim"))
+        console.print(facts)
+    for table in document.tables:
+        _draw_table(table, console)
+    if document.note:
+        console.print(Text(document.note, style="dim"))
+
+
+def _draw_table(table: Table, console: Console) -> None:
+    """Texts are folded where the terminal is narrow; numbers never are, as part of one is another."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(
+        title=table.title or None,
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    columns, rows = table.shown_columns(), table.shown_rows()
+    widths = [_least_width(column, [row[at] for row in rows]) for at, column in enumerate(columns)]
+    for column, width in zip(columns, widths, strict=True):
+        side: Literal["right", "left"] = "right" if column.is_right else "left"
+        drawn.add_column(column.title, justify=side, overflow="fold", min_width=width)
+    for number, cells in enumerate(rows):
+        is_total = table.total is not None and number == len(rows) - 1
+        if is_total:
+            drawn.add_section()
+        drawn.add_row(*map(Text, cells), style="bold" if is_total else None)
+    console.print(drawn, width=max(console.width, sum(widths) + 2 * len(widths) + 1), crop=False)
+
+
+def _least_width(column: Column, cells: Sequence[str]) -> int:
+    """The narrowest a column may become: numbers and moments whole, texts to a dozen characters."""
+    whole = max(map(_width, cells), default=1)
+    titles = max(map(_width, column.title.split()), default=1)
+    return max(titles, whole if column.is_right or column.kind == "moment" else min(whole, 12))

@@ -1,0 +1,343 @@
+"""What was spent: in all, by tier, by model, and by any other key; of one session or of all.
+
+Requests count at the moment they started and the tier that answered; attempts, tokens and money at
+the moment and the tier of the attempt. So figures of adjacent periods, and of all values of a key,
+add up to the total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ledger.errors import NoSuchSession
+from ledger.reader import connect, quoted, tier_rank
+from reports.options import ALL_TIME, Period, choice, time_zone
+from reports.render import Column, Document, Fact, Table, harmless, rfc3339, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import duckdb
+
+KEYS = {
+    "tier": "tier",
+    "model": "model",
+    "task": "task",
+    "provider": "provider",
+    "session": "session_id",
+    "day": "strftime(started_at, '%Y-%m-%d')",
+    "hour": "strftime(started_at, '%Y-%m-%dT%H:00%z')",
+}
+_VIEWS = ("events", "attempts", "requests")
+_NOTHING = Decimal("0.000000000000")
+
+Figures = dict[str, Any]
+_SPEND = """
+with counted as (
+    select
+        tier, provider, model, {key} as key, started_at, coalesce(ended_at, started_at) as last_at,
+        0 as attempts, 1 as requests, status, fallbacks
+    from requests
+    where {period}
+    union all by name
+    select
+        tier, provider, model, {key} as key, started_at, coalesce(ended_at, started_at) as last_at,
+        1 as attempts, 0 as requests, outcome, billing, is_unpriced, reserved_usd, cost_usd, list_cost_usd,
+        input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens
+    from attempts
+    where {period}
+)
+select
+    tier,
+    provider,
+    model,
+    key,
+    sum(cost_usd) as cost_usd,
+    sum(list_cost_usd) as list_cost_usd,
+    sum(requests)::bigint as requests,
+    count(*) filter (where status = 'completed') as succeeded_requests,
+    count(*) filter (where status = 'failed') as failed_requests,
+    count(*) filter (where status = 'denied') as denied_requests,
+    count(*) filter (where status = 'open') as open_requests,
+    sum(attempts)::bigint as attempts,
+    count(*) filter (where outcome not in ('succeeded', 'in_flight')) as failed_attempts,
+    coalesce(sum(fallbacks), 0)::bigint as fallbacks,
+    coalesce(sum(input_tokens), 0)::bigint as input_tokens,
+    coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
+    coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
+    coalesce(sum(output_tokens), 0)::bigint as output_tokens,
+    coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
+    count(*) filter (where is_unpriced) as unpriced_attempts,
+    count(*) filter (where billing = 'unknown') as in_doubt_attempts,
+    sum(reserved_usd) filter (where billing = 'unknown') as in_doubt_usd,
+    count(*) filter (where billing = 'unknown' and reserved_usd is null) as in_doubt_unbounded,
+    count(*) filter (where outcome = 'in_flight') as in_flight_attempts,
+    sum(reserved_usd) filter (where outcome = 'in_flight') as in_flight_usd,
+    count(*) filter (where outcome = 'in_flight' and reserved_usd is null) as in_flight_unbounded,
+    epoch_us(min(started_at)) as first_us,
+    epoch_us(max(last_at)) as last_us
+from counted
+group by tier, provider, model, key
+"""
+_COUNTS = (
+    "requests",
+    "succeeded_requests",
+    "failed_requests",
+    "denied_requests",
+    "open_requests",
+    "attempts",
+    "failed_attempts",
+    "fallbacks",
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "unpriced_attempts",
+    "in_doubt_attempts",
+    "in_flight_attempts",
+)
+
+
+class Spend(NamedTuple):
+    """A spend report: the figures in all, and one row per tier, per model and per value of a key."""
+
+    session_id: str | None
+    period: Period
+    tz: str
+    total: Figures
+    by_tier: list[Figures]
+    by_model: list[Figures]
+    by: str | None
+    rows: list[Figures]  # per value of `by`; each with it as "key"
+
+    def data(self) -> dict[str, Any]:
+        """The report as --format json gives it; money is Decimal, moments are RFC 3339 text."""
+        of = self.total
+        report: dict[str, Any] = {"session_id": self.session_id}
+        if self.period != ALL_TIME or self.session_id is None:
+            report |= {"since": self.period.since, "until": self.period.until}
+        report |= {name: of[name] for name in _IN_DATA}
+        for name in ("in_doubt", "in_flight"):
+            report[name] = {"attempts": of[f"{name}_attempts"], "ceiling_usd": of[f"{name}_usd"]}
+        report["by_tier"] = [_row(row, "tier") for row in self.by_tier]
+        report["by_model"] = [_row(row, "model", "provider") for row in self.by_model]
+        if self.by is not None:
+            report |= {"by": self.by, "rows": [_row(row, self.by) for row in self.rows]}
+        return report | {"first_at": of["first_at"], "last_at": of["last_at"]}
+
+    def table(self) -> Table:
+        """The one table that --format csv gives: by the key asked for, else by tier."""
+        if self.by is not None:
+            return _table(self.rows, self.total, self.by)
+        return _table(self.by_tier, self.total, "tier")
+
+    def document(self) -> Document:
+        """The report for people."""
+        tables = [self.table()]
+        if self.by is None:
+            tables.append(_table(self.by_model, self.total, "model"))
+        title = "All sessions" if self.session_id is None else f"Session {self.session_id}"
+        return Document(title, self._facts(), tables)
+
+    def _facts(self) -> list[Fact]:
+        of = self.total
+        facts = [
+            Fact("Cost", shown(of["cost_usd"], "usd"), f"at list prices {shown(of['list_cost_usd'], 'usd')}"),
+            Fact("Requests", shown(of["requests"], "count"), _parts(of, _REQUEST_PARTS)),
+            Fact("Attempts", shown(of["attempts"], "count"), _parts(of, _ATTEMPT_PARTS)),
+            Fact("Input tokens", shown(of["input_tokens"], "count"), _parts(of, _INPUT_PARTS)),
+            Fact("Output tokens", shown(of["output_tokens"], "count"), _parts(of, _OUTPUT_PARTS)),
+        ]
+        if of["unpriced_attempts"]:
+            facts.append(
+                Fact("Unpriced", shown(of["unpriced_attempts"], "count"), "attempts not in the cost")
+            )
+        for name, label in (("in_doubt", "In doubt"), ("in_flight", "In flight")):
+            if of[f"{name}_attempts"]:
+                most = f"attempts not in the cost, at most {shown(of[f'{name}_usd'], 'usd')}"
+                facts.append(Fact(label, shown(of[f"{name}_attempts"], "count"), most))
+        if of["first_at"]:
+            facts += [
+                Fact("First", shown(of["first_at"], "moment"), self.tz),
+                Fact("Last", shown(of["last_at"], "moment"), self.tz),
+            ]
+        return facts
+
+
+_IN_DATA = (
+    "cost_usd",
+    "list_cost_usd",
+    "requests",
+    "succeeded_requests",
+    "failed_requests",
+    "denied_requests",
+    "open_requests",
+    "attempts",
+    "failed_attempts",
+    "fallbacks",
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "unpriced_attempts",
+)
+_REQUEST_PARTS = {
+    "succeeded_requests": "succeeded",
+    "failed_requests": "failed",
+    "denied_requests": "denied",
+    "open_requests": "open",
+}
+_ATTEMPT_PARTS = {"failed_attempts": "failed", "fallbacks": "fallbacks"}
+_INPUT_PARTS = {"cache_read_tokens": "read from a cache", "cache_write_tokens": "written to a cache"}
+_OUTPUT_PARTS = {"reasoning_tokens": "of them reasoning"}
+_COLUMNS = (
+    Column("requests", "Requests", "count"),
+    Column("attempts", "Attempts", "count"),
+    Column("failed_attempts", "Failed", "count"),
+    Column("input_tokens", "Input tokens", "count"),
+    Column("cache_read_tokens", "Cache read", "count", detail=True),
+    Column("cache_write_tokens", "Cache write", "count", detail=True),
+    Column("output_tokens", "Output tokens", "count"),
+    Column("reasoning_tokens", "Reasoning", "count", detail=True),
+    Column("cost_usd", "Cost", "usd"),
+    Column("list_cost_usd", "List cost", "usd", detail=True),
+    Column("unpriced_attempts", "Unpriced", "count", if_any=True),
+    Column("in_doubt_attempts", "In doubt", "count", if_any=True),
+    Column("in_flight_attempts", "In flight", "count", if_any=True),
+)
+
+
+def _parts(figures: Figures, names: Mapping[str, str]) -> str:
+    """The parts that are not zero, in words."""
+    return ", ".join(
+        f"{shown(figures[name], 'count')} {word if figures[name] != 1 else word.removesuffix('s')}"
+        for name, word in names.items()
+        if figures[name]
+    )
+
+
+def _table(rows: list[Figures], total: Figures, by: str) -> Table:
+    key = harmless(by.removeprefix("tag:"))
+    columns = [Column(by, key.capitalize(), "text"), *_COLUMNS]
+    if by == "model":
+        columns.insert(1, Column("provider", "Provider", "text", detail=True))
+    return Table(f"By {harmless(by)}", columns, rows, total | {by: "Total"})
+
+
+def _row(figures: Figures, *names: str) -> Figures:
+    return {name: figures[name] for name in (*names, *(column.name for column in _COLUMNS))}
+
+
+def spend_report(
+    path: str | Path,
+    *,
+    session_id: str | None = None,
+    period: Period = ALL_TIME,
+    by: str | None = None,
+    tz: str = "UTC",
+    allow_damage: bool = False,
+) -> Spend:
+    """Read the ledger at `path` and sum up what was spent.
+
+    by: one of KEYS, or tag:KEY. Raises UsageError for another key, NoSuchSession for a session
+    without events, naming the nearest; else as `ledger.reader.connect`.
+    """
+    key = _key_sql(by)
+    zone = time_zone(tz)
+    with connect(path, session_id, tz=tz, allow_damage=allow_damage, views=_VIEWS) as connection:
+        if session_id is not None and not _has_events(connection):
+            raise NoSuchSession(
+                f"no session {session_id!r} in {path}{_nearest_sessions(path, session_id, allow_damage)}"
+            )
+        parts = _parts_of(connection, key, period)
+    if by is not None:
+        parts = [part | {by: rfc3339(part["key"]) if by == "hour" else part["key"]} for part in parts]
+    return Spend(
+        session_id,
+        period,
+        tz,
+        total=_summed(parts, zone),
+        by_tier=_in_order(_grouped(parts, zone, "tier"), "tier"),
+        by_model=_in_order(_grouped(parts, zone, "model", "provider"), "model"),
+        by=by,
+        rows=_in_order(_grouped(parts, zone, by), by) if by is not None else [],
+    )
+
+
+def _key_sql(by: str | None) -> str:
+    """The key's expression over `attempts` and `requests`, which name their columns alike."""
+    if by is None:
+        return "null::varchar"
+    if by.startswith("tag:") and len(by) > len("tag:"):
+        return f"tags[{quoted(by.removeprefix('tag:'))}]"
+    return KEYS[choice(by, (*KEYS, "tag:KEY"), "--by")]
+
+
+def _parts_of(connection: duckdb.DuckDBPyConnection, key: str, within: Period) -> list[Figures]:
+    """The figures per tier, provider, model and key: what all others are added up from."""
+    bounds = {"since": (">=", within.since), "until": ("<", within.until)}
+    conditions = " and ".join(
+        f"started_at {sign} ${name}::timestamptz" for name, (sign, at) in bounds.items() if at is not None
+    )
+    parameters = {name: at.isoformat() for name, (_, at) in bounds.items() if at is not None}
+    connection.execute(_SPEND.format(key=key, period=conditions or "true"), parameters or None)
+    names = [column[0] for column in connection.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in connection.fetchall()]
+
+
+def _summed(parts: Sequence[Figures], zone: tzinfo) -> Figures:
+    """Parts added up. Costs and ceilings are None where all that makes them up is unknown."""
+    figures: Figures = {name: sum(part[name] for part in parts) for name in _COUNTS}
+    for name in ("cost_usd", "list_cost_usd"):
+        known = [part[name] for part in parts if part[name] is not None]
+        figures[name] = sum(known, _NOTHING) if known or not figures["attempts"] else None
+    for name in ("in_doubt", "in_flight"):
+        is_bounded = not any(part[f"{name}_unbounded"] for part in parts)
+        ceilings = [part[f"{name}_usd"] or _NOTHING for part in parts]
+        figures[f"{name}_usd"] = sum(ceilings, _NOTHING) if is_bounded else None
+    figures["first_at"] = _moment(min((part["first_us"] for part in parts), default=None), zone)
+    figures["last_at"] = _moment(max((part["last_us"] for part in parts), default=None), zone)
+    return figures
+
+
+def _moment(microseconds: int | None, zone: tzinfo) -> str | None:
+    if microseconds is None:
+        return None
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    return moment.astimezone(zone).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _grouped(parts: Sequence[Figures], zone: tzinfo, *names: str) -> list[Figures]:
+    groups: dict[tuple[Any, ...], list[Figures]] = {}
+    for part in parts:
+        groups.setdefault(tuple(part[name] for name in names), []).append(part)
+    return [dict(zip(names, of, strict=True)) | _summed(group, zone) for of, group in groups.items()]
+
+
+def _in_order(rows: list[Figures], by: str) -> list[Figures]:
+    """Tiers in their order, days and hours as they came, all else dearest first."""
+    if by == "tier":
+        return sorted(rows, key=lambda row: tier_rank(row["tier"]))
+    if by in ("day", "hour"):
+        return sorted(rows, key=lambda row: str(row[by]))
+    return sorted(rows, key=lambda row: (-(row["cost_usd"] or 0), str(row[by])))
+
+
+def _has_events(connection: duckdb.DuckDBPyConnection) -> bool:
+    return connection.execute("select 1 from events limit 1").fetchone() is not None
+
+
+def _nearest_sessions(path: str | Path, session_id: str, allow_damage: bool) -> str:
+    with connect(path, allow_damage=allow_damage, views=("events",)) as connection:
+        found = connection.execute(
+            "select session_id from (select distinct session_id from events where session_id is not null)"
+            " where jaro_winkler_similarity(session_id, $1) > 0.7"
+            " order by jaro_winkler_similarity(session_id, $1) desc, session_id limit 3",
+            [session_id],
+        ).fetchall()
+    return f"; did you mean {' or '.join(name for (name,) in found)}?" if found else ""

@@ -1,0 +1,566 @@
+"""How the ledger's files are read: what counts, what is damage, and what a reader never does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+from played import History
+
+from ledger import reader
+from ledger.errors import DamagedLedger, LedgerError
+from ledger.journal import sealed_line
+from ledger.reader import connect, ledger_sql, lock, scan, select_only
+from ledger.schema import COLUMNS, arrow_schema
+
+ONE_ANSWER = """
+    session=s-1
+        REASONING   ok    in=1000 out=200
+"""
+COST = Decimal("0.00049")  # 1000 × 0.27 + 200 × 1.10 USD per million tokens
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    history = History(tmp_path / "ledger")
+    yield history
+    history.close()
+
+
+def journal_of(history: History) -> Path:
+    (path,) = (path for path in (history.path / "journals").glob("*.jsonl") if path.stem != "empty")
+    return path
+
+
+def in_plain_duckdb(ledger: Path, sql: str) -> list[tuple[object, ...]]:
+    """What ledger.sql and then a SELECT give at a prompt that knows nothing of this project."""
+    with duckdb.connect() as connection:
+        connection.execute((ledger / "ledger.sql").read_text("utf-8"))
+        return connection.execute(sql).fetchall()
+
+
+def numbered_line(journal_id: str, seq: int, **facts: object) -> bytes:
+    """A whole line of a journal."""
+    stamp = {"journal_id": journal_id, "seq": seq, "schema_version": 1, "occurred_at": "2026-11-22T10:00:00Z"}
+    return sealed_line(json.dumps(stamp | {"event_type": "journal_opened"} | facts).encode()[:-1])
+
+
+def files_below(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# what counts
+
+
+def test_the_same_figures_come_from_journals_from_segments_and_from_both(history: History) -> None:
+    figures = "select session_id, requests, attempts, cost_usd from sessions order by session_id"
+    history.play(ONE_ANSWER)
+    in_journals = history.rows(figures)
+    history.ledger.seal()
+    in_segments = history.rows(figures)
+    history.play(ONE_ANSWER.replace("s-1", "s-2"))
+    in_both = history.rows(figures)
+
+    assert in_journals == in_segments == [("s-1", 1, 1, COST)]
+    assert in_both == [("s-1", 1, 1, COST), ("s-2", 1, 1, COST)]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_plain_duckdb_reads_the_same_events_and_views(sealed: bool, history: History) -> None:
+    history.play(ONE_ANSWER)
+    if sealed:
+        history.ledger.seal()
+
+    everything = "select * from events order by journal_id, seq"
+    assert in_plain_duckdb(history.path, everything) == history.rows(everything)
+    assert in_plain_duckdb(history.path, "select cost_usd from sessions") == [(COST,)]
+    assert in_plain_duckdb(history.path, "select event_type from events order by seq") == [
+        ("journal_opened",),
+        ("request_received",),
+        ("attempt_started",),
+        ("attempt_succeeded",),
+        ("request_completed",),
+    ]
+
+
+def test_ledger_sql_run_again_at_the_same_prompt_shows_newer_events(history: History) -> None:
+    text = ledger_sql(history.path)
+    with duckdb.connect() as connection:
+        for expected in (1, 2, 3):
+            history.play(ONE_ANSWER)
+            if expected == 2:
+                history.ledger.seal()
+            connection.execute(text)
+            assert connection.execute("select requests from sessions").fetchall() == [(expected,)]
+
+
+def test_plain_parquet_files_are_right_about_all_that_is_sealed(history: History) -> None:
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+
+    files = (
+        f"read_parquet('{history.path}/events/**/*.parquet', hive_partitioning = true, union_by_name = true)"
+    )
+    assert duckdb.sql(f"select sum(list_cost_usd), any_value(date)::varchar from {files}").fetchall() == [
+        (COST, "2026-11-22")
+    ]
+
+
+def test_a_torn_last_line_is_not_there_yet(history: History) -> None:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    whole = journal.read_bytes()
+    for torn in (b"\n", b'{"journal_id":"', "ü".encode()[:1], b"\0" * 4096, whole.splitlines()[-1][:-30]):
+        journal.write_bytes(whole + torn)
+        assert history.column("sessions", "requests") == [1]
+
+
+def test_a_last_line_that_lacks_only_its_newline_counts(history: History) -> None:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    journal.write_bytes(journal.read_bytes()[:-1])
+
+    assert history.column("requests", "status") == ["completed"]
+
+
+def test_lines_repeated_in_a_second_file_of_a_journal_count_once(history: History) -> None:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # the sync failed somewhere here
+    journal.with_name(f"{journal.stem}.2.jsonl").write_bytes(b"".join(lines[2:]))
+
+    assert history.rows("select count(*), sum(list_cost_usd) from events") == [(5, COST)]
+
+
+def test_a_line_of_another_journal_does_not_count(history: History) -> None:
+    history.play(ONE_ANSWER)
+    with journal_of(history).open("ab") as journal:
+        journal.write(numbered_line("another", 6))
+
+    assert history.rows("select count(*) from events") == [(5,)]
+
+
+def test_outside_names_come_back_as_they_were(history: History) -> None:
+    name = "Zürich \"quoted\" \\ 'single' 😀 [*?] =1+1 | e\u0301"
+    history.play(ONE_ANSWER.replace("s-1", "PLACEHOLDER"))
+    journal = journal_of(history)
+    lines = []
+    for line in journal.read_bytes().splitlines():
+        record = json.loads(line)
+        record.pop("check")
+        if record.get("session_id"):
+            record["session_id"] = name
+        lines.append(sealed_line(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()[:-1]))
+    journal.write_bytes(b"".join(lines))
+
+    assert history.column("sessions", "session_id") == [name]
+    assert history.rows("select cost_usd from sessions", session_id=name) == [(COST,)]
+    history.ledger.seal()
+    assert history.rows("select cost_usd from sessions", session_id=name) == [(COST,)]
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "it's", "[brackets]*?", "ü"])
+def test_a_ledger_may_have_any_name(name: str, tmp_path: Path) -> None:
+    history = History(tmp_path / name)
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    history.play(ONE_ANSWER)
+
+    assert history.column("sessions", "requests") == [2]
+    assert in_plain_duckdb(history.path, "select requests from sessions") == [(2,)]
+    with connect(history.path) as connection:
+        lock(connection)
+        assert select_only(connection, "select requests from sessions").fetchall() == [(2,)]
+    assert scan(history.path).select("request_id").collect()["request_id"].n_unique() == 3  # and null
+    history.close()
+
+
+# damage
+
+
+def damage_in_the_middle(history: History) -> str:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], lines[2].replace(b"REASONING", b"REASONINg"), *lines[3:]]))
+    return rf"journals/{journal.name}: seq 3 is missing or damaged"
+
+
+def a_line_missing(history: History) -> str:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:3], *lines[4:]]))
+    return rf"journals/{journal.name}: seq 4 is missing"
+
+
+def a_number_with_two_contents(history: History) -> str:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    with journal.open("ab") as stream:
+        stream.write(numbered_line(journal.stem, 5))
+    return rf"journals/{journal.name}: seq 5 stands there twice"
+
+
+def a_gap_after_what_is_sealed(history: History) -> str:
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], *lines[6:]]))
+    return rf"journals/{journal.name}: seq 6 is missing"
+
+
+def a_segment_missing(history: History) -> str:
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    (segment,) = history.path.glob("events/date=2026*/*.parquet")
+    segment.unlink()
+    return f"{segment.name} is missing"
+
+
+def a_segment_cut(history: History) -> str:
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    (segment,) = history.path.glob("events/date=2026*/*.parquet")
+    os.truncate(segment, segment.stat().st_size - 1)
+    return f"{segment.name} is missing or not of the size"
+
+
+def a_manifest_line_missing(history: History) -> str:
+    for _ in range(3):
+        history.play(ONE_ANSWER)
+        history.ledger.seal()
+    manifest = history.path / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(lines[0] + lines[2])
+    return r"manifest.jsonl: batch 3 \(.*\) does not follow"
+
+
+DAMAGES: list[Callable[[History], str]] = [
+    damage_in_the_middle,
+    a_line_missing,
+    a_number_with_two_contents,
+    a_gap_after_what_is_sealed,
+    a_segment_missing,
+    a_segment_cut,
+    a_manifest_line_missing,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused_by_name_and_read_around_only_when_told(
+    damage: Callable[[History], str], history: History
+) -> None:
+    message = damage(history)
+
+    with pytest.raises(DamagedLedger, match=message):
+        connect(history.path)
+    with connect(history.path, allow_damage=True) as connection:
+        assert connection.execute("select count(*) from events").fetchone()
+    assert isinstance(scan(history.path, allow_damage=True).collect(), pl.DataFrame)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_plain_duckdb_refuses_damage_too(damage: Callable[[History], str], history: History) -> None:
+    damage(history)
+
+    with pytest.raises(duckdb.Error):
+        in_plain_duckdb(history.path, "select count(list_cost_usd) from events")
+
+
+def test_damage_in_what_is_sealed_already_is_not_missed(history: History) -> None:
+    """The segment has it: what is left of the journal is right and gapless after it."""
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], b"\n", *lines[2:]]))
+
+    assert history.column("sessions", "cost_usd") == [2 * COST]
+
+
+# what a reader does not do
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("closed", [False, True])
+def test_reading_leaves_the_ledger_as_it_is(sealed: bool, closed: bool, history: History) -> None:
+    history.play(ONE_ANSWER)
+    if sealed:
+        history.ledger.seal()
+    if closed:
+        history.close()
+    before = files_below(history.path)
+
+    for session in (None, "s-1", "s-unknown"):
+        with connect(history.path, session) as connection:
+            connection.execute("select * from sessions").fetchall()
+    scan(history.path).collect()
+    in_plain_duckdb(history.path, "select * from sessions")
+
+    after = files_below(history.path)
+    if not closed:  # the open ledger's own: which of its readers are at it
+        before.pop("state.db-shm", None), after.pop("state.db-shm", None)
+    assert after == before
+
+
+def test_a_ledger_that_is_not_there_is_an_error_and_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="there is no ledger at"):
+        connect(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError, match="is a file, not a ledger"):
+        connect(tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LedgerError, match="is not a ledger"):
+        connect(tmp_path / "folder")
+
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_an_unknown_time_zone_names_the_nearest(history: History) -> None:
+    with pytest.raises(LedgerError, match=r"unknown time zone 'Europe/Berln'; did you mean Europe/Berlin"):
+        connect(history.path, tz="Europe/Berln")
+
+
+def test_writers_do_not_load_duckdb_for_the_sake_of_ledger_sql() -> None:
+    code = (
+        "import sys; from ledger.reader import ledger_sql; ledger_sql('x');"
+        " sys.exit(any(name in sys.modules for name in ('duckdb', 'polars', 'pyarrow', 'pydantic')))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode
+        == 0
+    )
+
+
+# one session
+
+
+def test_a_session_is_read_alone(history: History) -> None:
+    history.play(ONE_ANSWER + ONE_ANSWER.replace("s-1", "s-2"))
+
+    assert history.rows("select session_id, requests, cost_usd from sessions", session_id="s-2") == [
+        ("s-2", 1, COST)
+    ]
+    assert history.rows("select distinct session_id from events", session_id="s-2") == [("s-2",)]
+    assert history.rows("select * from sessions", session_id="s-3") == []
+
+
+def test_only_the_segments_that_hold_a_session_are_opened(history: History) -> None:
+    for name in ("s-1", "s-2", "s-1", "s-3"):
+        history.play(ONE_ANSWER.replace("s-1", name))
+        history.ledger.seal()
+    history.close()
+    segments = sorted(history.path.glob("events/date=2026*/*.parquet"))
+    assert len(segments) == 4
+
+    def opened(session: str) -> list[str]:
+        with connect(history.path, session) as connection:
+            row = connection.execute("select getvariable('ledger_segments')").fetchone()
+        return [str(path) for path in (row or [[]])[0] if "1970" not in path]
+
+    assert opened("s-1") == [str(segments[0]), str(segments[2])]
+    assert opened("s-2") == [str(segments[1])]
+    assert opened("s-unknown") == []
+
+
+@pytest.mark.parametrize("state", ["missing", "garbage", "behind", "open"])
+def test_a_session_is_read_whole_whatever_state_db_knows(state: str, history: History) -> None:
+    for name in ("s-1", "s-2", "s-1"):
+        history.play(ONE_ANSWER.replace("s-1", name))
+        history.ledger.seal()
+    database = history.path / "state.db"
+    if state != "open":
+        history.close()
+    if state == "missing":
+        database.unlink()
+    if state == "garbage":
+        database.write_bytes(b"garbage" * 1000)
+    if state == "behind":
+        import apsw
+
+        with contextlib.closing(apsw.Connection(str(database))) as db:
+            db.execute("update meta set value = '1' where key = 'indexed_batch'")
+            db.execute("delete from session_batches where batch > 1")
+
+    assert history.rows("select requests, cost_usd from sessions", session_id="s-1") == [(2, 2 * COST)]
+
+
+# while others write
+
+
+def test_a_file_that_vanishes_between_its_listing_and_its_reading_is_looked_for_again(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal is removed once it is sealed and closed: by then the manifest covers it."""
+    history.play(ONE_ANSWER)
+    texts = iter(["from read_ndjson_objects('/nowhere/vanished.jsonl');", reader.view_sql("snapshot")])
+    of_view = reader._sql_file
+    monkeypatch.setattr(
+        reader, "_sql_file", lambda name: next(texts) if name == "snapshot" else of_view(name)
+    )
+
+    assert history.column("sessions", "requests") == [1]
+    assert next(texts, None) is None
+
+
+def test_a_reader_beside_a_writer_and_a_sealer_sees_each_request_whole_and_once(history: History) -> None:
+    """Each request is begun and ended in one commit each; costs seen never shrink and never double."""
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            history.play(ONE_ANSWER)
+            if history._requests % 7 == 0:
+                history.ledger.seal()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = []
+    try:
+        while len(seen) < 12:
+            rows = history.rows("select requests, cost_usd, (select count(*) from in_doubt) from sessions")
+            if rows:
+                (requests, cost, open_attempts) = rows[0]
+                assert cost is None or cost == (requests - open_attempts) * COST
+                seen.append(requests)
+    finally:
+        stop.set()
+        writer.join()
+    assert seen == sorted(seen)
+
+
+# Polars
+
+
+@pytest.mark.parametrize("sealed", ["nothing", "some", "all"])
+def test_scan_gives_all_events_with_the_types_of_segments(sealed: str, history: History) -> None:
+    history.play(ONE_ANSWER)
+    if sealed != "nothing":
+        history.ledger.seal()
+    if sealed == "some":
+        history.play(ONE_ANSWER)
+
+    frame = scan(history.path)
+
+    assert isinstance(frame, pl.LazyFrame)
+    expected = pl.from_arrow(arrow_schema().empty_table())
+    assert isinstance(expected, pl.DataFrame)
+    assert frame.collect_schema() == expected.schema
+    assert frame.collect_schema().names() == [column.name for column in COLUMNS]
+    answers = 2 if sealed == "some" else 1
+    assert frame.select(pl.col("list_cost_usd").sum()).collect().item() == answers * COST
+
+
+def test_scan_knows_the_tags(history: History) -> None:
+    history.play("""
+        session=s-1 tags={"app":"shop"}
+            REASONING   ok    in=1000 out=200
+    """)
+    for _ in ("journal", "segment"):
+        tags = (
+            scan(history.path).filter(pl.col("event_type") == "request_received").collect()["tags"].to_list()
+        )
+        assert tags == [{"app": "shop"}]
+        history.ledger.seal()
+
+
+# ad-hoc SQL
+
+
+@pytest.fixture
+def locked(history: History, tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    history.play(ONE_ANSWER)
+    (tmp_path / "outside.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "outside.parquet").write_bytes((next(history.path.glob("events/date=1970*/*"))).read_bytes())
+    with connect(history.path) as connection:
+        lock(connection)
+        yield connection
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select cost_usd from sessions",
+        "from sessions select cost_usd",
+        "with s as (select * from sessions) select cost_usd from s;",
+        "select sum(cost_usd) from attempts -- a comment",
+    ],
+)
+def test_one_select_is_run(sql: str, locked: duckdb.DuckDBPyConnection) -> None:
+    assert select_only(locked, sql).fetchall() == [(2 * COST,)]
+
+
+@pytest.mark.parametrize("sql", ["describe sessions", "summarize attempts", "show tables", "table sessions"])
+def test_looking_around_is_a_select(sql: str, locked: duckdb.DuckDBPyConnection) -> None:
+    assert select_only(locked, sql).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("", "nothing"),
+        ("-- only a comment", "nothing"),
+        ("select 1; select 2", "2 statements"),
+        ("select 1; copy (select 1) to '{outside}/stolen.csv'", "2 statements"),
+        ("copy (select 1) to '{outside}/stolen.csv'", "COPY"),
+        ("attach '{outside}/other.db'", "ATTACH"),
+        ("install httpfs", "LOAD"),
+        ("load httpfs", "LOAD"),
+        ("set enable_external_access = true", "SET"),
+        ("set variable ledger_segments = []", "SET"),
+        ("reset lock_configuration", "SET"),
+        ("pragma database_list", "PRAGMA|SELECT|kind"),
+        ("call pragma_version()", "CALL"),
+        ("create table t (a int)", "CREATE"),
+        ("insert into ledger_manifest select * from ledger_manifest", "INSERT"),
+        ("update ledger_journal_events set seq = 0", "UPDATE"),
+        ("delete from ledger_lines", "DELETE"),
+        ("drop view sessions", "DROP"),
+        ("explain select 1", "EXPLAIN"),
+        ("export database '{outside}/x'", "EXPORT"),
+        ("prepare p as select 1", "PREPARE"),
+        ("select * from read_csv('{outside}/outside.csv')", "cannot be run"),
+        ("select * from '{outside}/outside.csv'", "cannot be run"),
+        ("select * from read_parquet('{outside}/outside.parquet')", "cannot be run"),
+        ("select * from read_parquet('{ledger}/events/**/*.parquet')", "cannot be run"),
+        ("select * from read_text('{ledger}/ledger.id')", "cannot be run"),
+        ("select * from read_blob('{ledger}/state.db')", "cannot be run"),
+        ("select * from read_json_objects('{ledger}/journals/*.jsonl')", "cannot be run"),
+        ("select * from read_text('/etc/passwd')", "cannot be run"),
+        ("select * from glob('{outside}/*')", "cannot be run"),
+        ("select * from read_csv('http://127.0.0.1:9/x.csv')", "cannot be run"),
+        ("select * from history", "cannot be run"),
+        ("select nothing from sessions", "nothing"),
+        ("selec 1", "cannot be run"),
+    ],
+)
+def test_anything_else_is_refused(
+    sql: str, message: str, locked: duckdb.DuckDBPyConnection, history: History, tmp_path: Path
+) -> None:
+    before = files_below(tmp_path)
+
+    with pytest.raises(LedgerError, match=message):
+        select_only(locked, sql.format(outside=tmp_path, ledger=history.path)).fetchall()
+
+    assert files_below(tmp_path) == before

@@ -1,0 +1,337 @@
+"""`bughive-costs` as it is typed: its exit statuses, its one-line errors and what it writes where."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from played import History
+
+from reports import cli
+from reports.cli import main
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-c", "import sys; from reports.cli import main; sys.exit(main())"]
+HISTORY = """
+    session=crawl_1 task=analyze_page tags={"app":"shop"}
+        REASONING   503
+        FAST        ok    in=1000 out=200
+    session=crawl_2 task=extract_forms at=2026-11-23T12:00:00
+        GENERAL     ok    in=500 out=90
+"""
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    history = History(tmp_path_factory.mktemp("cli") / "ledger")
+    history.play(HISTORY)
+    yield str(history.path)
+    history.close()
+
+
+def run(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own, without this process's settings."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("BUGHIVE_")}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env={**clean, "PYTHONPATH": str(ROOT), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The status and the one line on stderr; nothing may be on stdout."""
+    status = main(arguments)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return status, captured.err.removeprefix("bughive-costs: ").rstrip("\n")
+
+
+# exit statuses
+
+
+def test_a_report_ends_in_status_0(ledger: str) -> None:
+    done = run("report", "--ledger", ledger, "--session", "crawl_1")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Cost" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_a_session_that_is_not_there_ends_in_status_1_and_names_the_nearest(ledger: str) -> None:
+    done = run("report", "--ledger", ledger, "--session", "crawl_11")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"bughive-costs: no session 'crawl_11' in {ledger}; did you mean crawl_1 or crawl_2?\n"
+    )
+
+
+def test_a_ledger_that_is_not_there_ends_in_status_2_and_is_not_made(tmp_path: Path) -> None:
+    done = run("report", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "bughive-costs: there is no ledger at data/ledger; name its folder with --ledger or BUGHIVE_LEDGER\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_bughive_toml_ends_in_status_2_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "bughive.toml").write_text('[ledger]\npaht = "x"\n')
+    done = run("report", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"bughive-costs: {tmp_path}/bughive.toml, line 2: unknown key 'paht'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_ledger_is_found_as_the_settings_say(ledger: str, tmp_path: Path) -> None:
+    (tmp_path / "bughive.toml").write_text(f'[ledger]\npath = "{ledger}"\n')
+
+    assert run("sessions", "--format", "csv", cwd=tmp_path).stdout.count("\n") == 3
+    assert run("sessions", "--format", "csv", cwd=tmp_path, BUGHIVE_LEDGER=str(tmp_path)).returncode == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(ledger: str) -> None:
+    sql = "select repeat('x', 100) from range(200000)"
+    command = [*COMMAND, "sql", "--ledger", ledger, "--format", "csv", sql]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+def test_on_a_terminal_tables_are_drawn(ledger: str) -> None:
+    leader, follower = pty.openpty()
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "120"}
+    environ.pop("NO_COLOR", None)
+    command = [*COMMAND, "report", "--ledger", ledger, "--session", "crawl_1"]
+    with subprocess.Popen(command, env=environ, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        while chunk := _read(leader):
+            shown += chunk
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"\x1b[1m" in shown
+    assert b"$0.000108" in shown
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65_536)
+    except OSError:  # the other end was closed
+        return b""
+
+
+# wrong input, one line each
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "--by", "teir"], "--by knows no 'teir'; did you mean tier?"),
+        (["report", "--format", "jsn"], "--format knows no 'jsn'; did you mean json?"),
+        (["report", "--tz", "Europe/Berln"], "--tz knows no 'Europe/Berln'; did you mean Europe/Berlin"),
+        (["report", "--since", "2026-02-30"], "--since '2026-02-30' is no date or moment"),
+        (["report", "--since", "2026-03-01", "--until", "2026-02-01"], "--since 2026-03-01 is after --until"),
+        (["report", "--last", "7"], "--last '7' is no span of time"),
+        (["report", "--last", "7d", "--since", "2026-02-01"], "--last goes without --since"),
+        (["sessions", "--limit", "-1"], "--limit '-1' is no number"),
+        (["sessions", "--limit", "x"], "--limit 'x' is no number"),
+        (
+            ["sql", "copy (select 1) to '/tmp/x'"],
+            "only one SELECT can be run here, not a statement of kind COPY",
+        ),
+        (["sql", "select 1; select 2"], "only one SELECT can be run here, not 2 statements"),
+        (["sql", "select * from read_text('/etc/passwd')"], "this SQL cannot be run: Cannot access file"),
+        (["sql", "select nothing from sessions"], 'this SQL cannot be run: Referenced column "nothing"'),
+        (["sql", "select 'x'::int from sessions"], "this SQL cannot be run: Could not convert string"),
+        (["sql", "select error(E'\\x1b[31mred')"], r"this SQL cannot be run: \x1b[31mred"),
+        (["report", "--ledger", "/etc/passwd"], "/etc/passwd is a file, not a ledger"),
+        (["sql", "--ledger", "/nowhere", "select 1"], "there is no ledger at /nowhere"),
+        (["seal", "--ledger", "/nowhere"], "there is no ledger at /nowhere"),
+        (["demo", "--seed", "x"], "--seed 'x' is no number"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(
+    arguments: list[str], message: str, ledger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--ledger" not in arguments and arguments[0] != "demo":
+        arguments = [*arguments, "--ledger", ledger]
+    status, line = failed(capsys, *arguments)
+
+    assert status == 2
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize("arguments", [["repot"], ["report", "--foo"], ["sql"], ["report", "x"], ["--foo"]])
+def test_a_command_line_that_cannot_be_parsed_is_one_line_too(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failed(capsys, *arguments)[0] == 2
+
+
+def test_an_unforeseen_error_is_one_line_unless_debugging(
+    ledger: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("how\ncould this be")
+
+    monkeypatch.setattr(cli, "_write", broken)
+    monkeypatch.delenv("BUGHIVE_DEBUG", raising=False)
+    status, line = failed(capsys, "report", "--ledger", ledger)
+    assert status == 2
+    assert line == "ZeroDivisionError: how could this be (BUGHIVE_DEBUG=1 shows where)"
+
+    monkeypatch.setenv("BUGHIVE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["report", "--ledger", ledger])
+
+
+def test_a_damaged_ledger_is_refused_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    history = History(tmp_path / "ledger")
+    history.play(HISTORY)
+    history.ledger.seal()
+    history.close()
+    segment = next(history.path.glob("events/date=2026-11-23/*.parquet"))
+    segment.unlink()
+
+    status, line = failed(capsys, "report", "--ledger", str(history.path))
+    assert status == 2
+    assert str(segment) in line
+    assert main(["report", "--ledger", str(history.path), "--allow-damage", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["requests"] == 1
+
+
+# what is written
+
+
+def test_report_as_json_has_money_as_strings(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--ledger", ledger, "--session", "crawl_1", "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert report["cost_usd"] == "0.000108000000"
+    assert report["in_doubt"] == {"attempts": 0, "ceiling_usd": "0.000000000000"}
+    assert [row["tier"] for row in report["by_tier"]] == ["REASONING", "FAST"]
+    assert sum(Decimal(row["cost_usd"]) for row in report["by_tier"]) == Decimal(report["cost_usd"])
+
+
+def test_report_by_a_key_as_csv(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--ledger", ledger, "--by", "day", "--format", "csv"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+
+    assert header.startswith("day,requests,attempts,failed_attempts,input_tokens,")
+    assert [row.split(",")[:3] for row in rows] == [["2026-11-22", "1", "2"], ["2026-11-23", "1", "1"]]
+
+
+def test_report_in_a_period(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    period = ["--since", "2026-11-23", "--until", "2026-11-24"]
+    assert main(["report", "--ledger", ledger, *period, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert report["requests"] == 1
+    assert (report["since"], report["until"]) == ("2026-11-23T00:00:00+00:00", "2026-11-24T00:00:00+00:00")
+
+
+def test_a_session_outside_the_period_has_cost_nothing_there(
+    ledger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    period = ["--session", "crawl_1", "--since", "2026-11-23"]
+    assert main(["report", "--ledger", ledger, *period, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert (report["requests"], report["cost_usd"]) == (0, "0.000000000000")
+
+
+def test_the_table_of_a_report_ends_in_its_total(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--ledger", ledger, "--by", "session"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+
+    assert lines[0] == "All sessions"
+    assert [line.split()[0] for line in lines[-3:]] == ["crawl_2", "crawl_1", "Total"]
+    assert lines[-1].split()[-1] == "$0.000237"
+
+
+def test_sessions_are_listed_latest_first(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sessions", "--ledger", ledger, "--format", "json", "--tz", "Europe/Berlin"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert [session["session_id"] for session in found] == ["crawl_2", "crawl_1"]
+    assert found[0]["first_at"] == "2026-11-23T13:00:00.000000+01:00"
+    assert found[1]["cost_usd"] == "0.000108000000"
+    assert found[1]["fallbacks"] == 1
+
+    assert main(["sessions", "--ledger", ledger, "--limit", "1"]) == 0
+    assert capsys.readouterr().out.endswith("and 1 earlier; --limit 0 shows all\n")
+    assert main(["sessions", "--ledger", ledger, "--until", "2026-11-23", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("crawl_1,")
+
+
+def test_sql_in_each_format(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "select session_id, cost_usd, requests, null as nothing from sessions order by 1 limit 1"
+    expected = {
+        "json": '[\n  {\n    "session_id": "crawl_1",\n    "cost_usd": "0.000108000000",\n'
+        '    "requests": 1,\n    "nothing": null\n  }\n]\n',
+        "csv": "session_id,cost_usd,requests,nothing\ncrawl_1,0.000108000000,1,\n",
+        "table": "  session_id        cost_usd  requests  nothing\n"
+        "  crawl_1     0.000108000000         1  -\n",
+        "markdown": "| session_id | cost_usd | requests | nothing |\n| --- | ---: | ---: | --- |\n"
+        "| crawl_1 | 0.000108000000 | 1 | - |\n",
+    }
+    for format, text in expected.items():
+        assert main(["sql", "--ledger", ledger, "--format", format, sql]) == 0
+        assert capsys.readouterr().out == text
+
+
+def test_sql_without_rows_and_with_repeated_names(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sql", "--ledger", ledger, "select 1 as a, 2 as a from sessions where false"]) == 0
+    assert capsys.readouterr().out.split() == ["a", "a_2"]
+    assert main(["sql", "--ledger", ledger, "--format", "json", "select 1 as a, 2 as a"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"a": 1, "a_2": 2}]
+
+
+def test_seal_says_what_it_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    history = History(tmp_path / "ledger")
+    history.play(HISTORY)
+    history.close()
+
+    assert main(["seal", "--ledger", str(history.path)]) == 0
+    assert capsys.readouterr().out == "sealed 13 events into 2 segments, removed 0 journals\n"
+    assert main(["report", "--ledger", str(history.path), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cost_usd"] == "0.000237000000"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    for command in ("report", "sessions", "sql", "seal", "demo"):
+        assert f"\n  {command} " in shown
+
+
+def test_a_report_loads_nothing_it_does_not_need(ledger: str) -> None:
+    code = (
+        "import sys; from reports.cli import main; status = main(sys.argv[1:]);"
+        " heavy = {'pydantic', 'pyarrow', 'polars', 'rich', 'httpx', 'numpy', 'pytz'} & set(sys.modules);"
+        " sys.exit(f'{heavy} loaded' if heavy else status)"
+    )
+    arguments = ["report", "--ledger", ledger, "--session", "crawl_1", "--format", "json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,220 @@
+"""How reports look, and that no name from outside acts on a terminal, a spreadsheet or a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reports.render import (
+    Column,
+    Document,
+    Fact,
+    Kind,
+    Table,
+    as_csv,
+    as_json,
+    as_markdown,
+    as_text,
+    harmless,
+    rfc3339,
+    shown,
+    write,
+)
+
+COLUMNS = (
+    Column("name", "Name", "text"),
+    Column("requests", "Requests", "count"),
+    Column("hidden", "Hidden", "count", detail=True),
+    Column("cost_usd", "Cost", "usd"),
+    Column("unpriced", "Unpriced", "count", if_any=True),
+)
+ROWS: list[dict[str, Any]] = [
+    {"name": "FAST", "requests": 1234, "hidden": 7, "cost_usd": Decimal("0.000108000000"), "unpriced": 0},
+    {"name": None, "requests": 1, "hidden": 8, "cost_usd": None, "unpriced": 0},
+]
+TOTAL = {"name": "Total", "requests": 1235, "hidden": 15, "cost_usd": Decimal("0.000108"), "unpriced": 0}
+TABLE = Table("By name", COLUMNS, ROWS, TOTAL)
+DOCUMENT = Document("Session s-1", [Fact("Cost", "$0.000108", "exact")], [TABLE], "a note")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Report:
+    def document(self) -> Document:
+        return DOCUMENT
+
+    def table(self) -> Table:
+        return TABLE
+
+    def data(self) -> Any:
+        return {"cost_usd": Decimal("0.000108000000")}
+
+
+def test_plain_text_is_aligned_and_ends_in_the_total() -> None:
+    assert as_text(DOCUMENT) == (
+        "Session s-1\n"
+        "\n"
+        "  Cost  $0.000108  exact\n"
+        "\n"
+        "By name\n"
+        "  Name   Requests       Cost\n"
+        "  FAST      1,234  $0.000108\n"
+        "  -             1          -\n"
+        "  Total     1,235  $0.000108\n"
+        "\n"
+        "a note\n"
+    )
+
+
+def test_markdown_is_a_table_with_numbers_to_the_right() -> None:
+    assert as_markdown(DOCUMENT) == (
+        "# Session s-1\n"
+        "\n"
+        "|  |  |  |\n"
+        "| --- | ---: | --- |\n"
+        "| Cost | $0.000108 | exact |\n"
+        "\n"
+        "## By name\n"
+        "\n"
+        "| Name | Requests | Cost |\n"
+        "| --- | ---: | ---: |\n"
+        "| FAST | 1,234 | $0.000108 |\n"
+        "| - | 1 | - |\n"
+        "| Total | 1,235 | $0.000108 |\n"
+        "\n"
+        "a note\n"
+    )
+
+
+def test_csv_has_all_columns_in_full_and_no_total() -> None:
+    assert as_csv(TABLE) == "name,requests,hidden,cost_usd,unpriced\nFAST,1234,7,0.000108000000,0\n,1,8,,0\n"
+
+
+def test_a_pipe_gets_no_colour_and_a_terminal_every_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.StringIO()
+    write(Report(), "table", pipe)
+    assert "\x1b" not in pipe.getvalue()
+
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    write(Report(), "table", terminal)
+    assert "\x1b[1m" in terminal.getvalue()
+    for whole in ("$0.000108", "1,234", "1,235"):
+        assert whole in terminal.getvalue()
+
+
+def test_no_color_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    write(Report(), "table", terminal)
+
+    assert "\x1b[3" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        (Decimal("0.0538"), "usd", "$0.053800"),
+        (Decimal("1234567.8901234"), "usd", "$1,234,567.890123"),
+        (Decimal("0.0000005"), "usd", "<$0.000001"),
+        (Decimal("0.0000015"), "usd", "$0.000002"),
+        (Decimal("0.0000025"), "usd", "$0.000002"),
+        (Decimal("-0.5"), "usd", "-$0.500000"),
+        (Decimal("-0.0000001"), "usd", "-<$0.000001"),
+        (Decimal(0), "usd", "$0.000000"),
+        (None, "usd", "-"),
+        (1234567, "count", "1,234,567"),
+        (0, "count", "0"),
+        ("2026-11-22T10:00:00.123456Z", "moment", "2026-11-22 10:00:00"),
+        (Decimal("1E-12"), "raw", "0.000000000001"),
+    ],
+)
+def test_values_as_people_read_them(value: Any, kind: Kind, expected: str) -> None:
+    assert shown(value, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-22T10:00:00.000000+00", "2026-11-22T10:00:00.000000Z"),
+        ("2026-11-22T10:00:00.000000+01", "2026-11-22T10:00:00.000000+01:00"),
+        ("2026-11-22T10:00:00.000000-03:30", "2026-11-22T10:00:00.000000-03:30"),
+        ("2026-11-22T10:00-05", "2026-11-22T10:00-05:00"),
+        (None, None),
+    ],
+)
+def test_moments_are_rfc_3339(text: str | None, expected: str | None) -> None:
+    assert rfc3339(text) == expected
+
+
+def test_json_keeps_money_exact_and_knows_no_nan() -> None:
+    text = as_json({"a": Decimal("0.100000000000"), "b": [float("nan"), 1.5], "c": {"d": None}})
+
+    assert json.loads(text) == {"a": "0.100000000000", "b": [None, 1.5], "c": {"d": None}}
+
+
+def named(name: str) -> tuple[Document, Table]:
+    table = Table("", COLUMNS, [{**ROWS[0], "name": name}])
+    return Document(name, [], [table]), table
+
+
+@given(st.text(min_size=1))
+def test_no_name_sends_anything_but_text_to_a_terminal(name: str) -> None:
+    document, _ = named(name)
+    for text in (as_text(document), as_markdown(document)):
+        assert all(char.isprintable() or char == "\n" for char in text)
+    assert len(as_text(document).splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("\x1b[31mred", r"\x1b[31mred"),
+        ("a\nb", r"a\nb"),
+        ("\u202eevil", r"\u202eevil"),
+        ("\x9b1m", r"\x9b1m"),
+    ],
+)
+def test_what_does_not_print_is_shown_as_its_code(name: str, expected: str) -> None:
+    assert harmless(name) == expected
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r=1"])
+def test_no_name_is_a_formula_in_a_spreadsheet(name: str) -> None:
+    _, table = named(name)
+    (_, row) = csv.reader(io.StringIO(as_csv(table)))
+
+    assert not row[0].lstrip().startswith(("=", "+", "-", "@"))
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"])).filter(lambda text: text[:1] not in "=+-@"))
+def test_csv_reads_back_as_the_name_it_was(name: str) -> None:
+    _, table = named(name)
+    (_, row) = csv.reader(io.StringIO(as_csv(table)))
+
+    assert row[0] == name
+
+
+def test_a_pipe_in_a_name_ends_no_cell_of_markdown() -> None:
+    document, _ = named("a|b<script>`x`[y](z)")
+
+    assert as_markdown(document).splitlines()[-1].startswith(r"| a\|b\<script\>\`x\`\[y\](z) |")
+
+
+def test_wide_characters_keep_columns_aligned() -> None:
+    rows = [{**ROWS[0], "name": "漢字"}, {**ROWS[0], "name": "abcd"}]
+    lines = as_text(Document("", [], [Table("", COLUMNS, rows)])).splitlines()
+
+    assert lines[1].replace("漢字", "abcd") == lines[2]
