@@ -26,7 +26,7 @@ The journal adds what identifies an event (`STAMP_FIELDS`) when it appends it: `
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args
 
@@ -61,6 +61,7 @@ BudgetMode = Literal["hard", "warn"]
 MONEY_PLACES = 12
 _MONEY_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
 _MONEY_BOUND = Decimal(1_000_000)
+_MONEY_CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 
 
 def usd(amount: Decimal | str | int) -> Decimal | None:
@@ -73,9 +74,7 @@ def usd(amount: Decimal | str | int) -> Decimal | None:
         value = amount if isinstance(amount, Decimal) else Decimal(amount)
         if not value.is_finite() or abs(value) >= _MONEY_BOUND:
             return None
-        with localcontext() as context:
-            context.prec = 60
-            value = value.quantize(_MONEY_QUANTUM, rounding=ROUND_HALF_EVEN)
+        value = value.quantize(_MONEY_QUANTUM, context=_MONEY_CONTEXT)
     except InvalidOperation:
         return None
     return value if abs(value) < _MONEY_BOUND else None

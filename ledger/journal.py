@@ -321,10 +321,12 @@ class Journal:
 
     def _own_file(self) -> os.stat_result:
         """The journal's file as it is; opened again where another part of the program closed it."""
-        with contextlib.suppress(OSError):
+        try:
             found = os.fstat(self._fd)
             if found.st_ino == self._inode:
                 return found
+        except OSError:  # closed, and its number not taken over yet
+            pass
         self._reopen()
         return os.fstat(self._fd)
 

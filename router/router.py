@@ -155,6 +155,9 @@ class LLMRouter:
     @property
     def tracker(self) -> CostTracker:
         """The tracker given, else one of the default ledger, made now."""
+        tracker = self._tracker
+        if tracker is not None:
+            return tracker
         with self._lock:
             if self._tracker is None:
                 from ledger.tracker import CostTracker
@@ -164,6 +167,9 @@ class LLMRouter:
             return self._tracker
 
     def _client(self, provider: str) -> ProviderClient:
+        client = self._clients.get(provider)
+        if client is not None:
+            return client
         with self._lock:
             if provider not in self._clients:
                 made = AnthropicClient() if provider == "anthropic" else OpenRouterClient()

@@ -16,10 +16,13 @@ itself), certificates from SSL_CERT_FILE and SSL_CERT_DIR, else certifi.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import ssl
 import threading
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Protocol
 from urllib.request import getproxies, proxy_bypass
 
@@ -149,13 +152,16 @@ def _timeouts(deadline: Deadline) -> dict[str, Any]:
 
 
 class Pool:
-    """Connections kept for the next call; thread-safe, and begun anew after a fork."""
+    """Connections kept for the next call; thread-safe, and begun anew after a fork.
+
+    httpcore's connections, taken from a stack: its own pool, made for many hosts and a bounded number
+    of connections, costs a call more than all of the ledger does. Through a proxy that pool is used.
+    """
 
     def __init__(self, proxy: str | None = None) -> None:
         self._proxy = proxy
         self._lock = threading.Lock()
-        self._connections: httpcore.ConnectionPool | None = None
-        self._pid = 0
+        self._kept: _Kept | None = None
 
     def exchange(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Reply:
         request = httpcore.Request(
@@ -165,41 +171,95 @@ class Pool:
             content=body,
             extensions=_timeouts(deadline),
         )
-        response = self._open_connections(url.scheme).handle_request(request)
+        kept = self._connections()
+        connection = kept.take(request.url)
         try:
-            content = whole(response.iter_stream(), response.status, deadline)
+            response = connection.handle_request(request)
+            try:
+                content = whole(response.iter_stream(), response.status, deadline)
+            finally:
+                response.close()
         finally:
-            response.close()
+            kept.give_back(request.url, connection)
         told = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in response.headers}
         return Reply(response.status, told, _unpacked(content, told.get("content-encoding")))
 
     def close(self) -> None:
         with self._lock:
-            connections, self._connections = self._connections, None
-        if connections is not None and self._pid == os.getpid():
-            connections.close()
+            kept, self._kept = self._kept, None
+        if kept is not None and kept.pid == os.getpid():
+            kept.close()
 
-    def _open_connections(self, scheme: str) -> httpcore.ConnectionPool:
-        if self._connections is not None and self._pid == os.getpid():
-            return self._connections
-        with self._lock:
-            if self._connections is None or self._pid != os.getpid():
-                self._connections, self._pid = _new_connections(scheme, self._proxy), os.getpid()
-            return self._connections
+    def _connections(self) -> _Kept:
+        kept = self._kept
+        if kept is None or kept.pid != os.getpid():
+            with self._lock:
+                kept = self._kept
+                if kept is None or kept.pid != os.getpid():
+                    kept = self._kept = _Kept(self._proxy)
+        return kept
 
 
-def _new_connections(scheme: str, proxy: str | None) -> httpcore.ConnectionPool:
-    options: dict[str, Any] = {
-        "ssl_context": httpx.create_ssl_context() if scheme == "https" else None,
-        "max_connections": None,
-        "max_keepalive_connections": _IDLE_CONNECTIONS,
-        "keepalive_expiry": _IDLE_S,
-        "network_backend": Network(),
-    }
-    if proxy is None:
-        return httpcore.ConnectionPool(**options)
+class _Kept:
+    """The idle connections of one process, by where they lead."""
+
+    def __init__(self, proxy: str | None) -> None:
+        self.pid = os.getpid()
+        self._network = Network()
+        self._idle: dict[tuple[bytes, bytes, int | None], list[httpcore.HTTPConnection]] = {}
+        self._proxy = None if proxy is None else _through_proxy(proxy, self._network)
+
+    def take(self, url: httpcore.URL) -> httpcore.HTTPConnection | httpcore.HTTPProxy:
+        """A connection for one call: the one used last, if it still is alive, else a new one."""
+        if self._proxy is not None:
+            return self._proxy
+        idle = self._idle.setdefault((url.scheme, url.host, url.port), [])
+        while idle:
+            with contextlib.suppress(IndexError):  # another thread took it
+                connection = idle.pop()
+                if not connection.has_expired():
+                    return connection
+                connection.close()
+        return httpcore.HTTPConnection(
+            url.origin,
+            ssl_context=self._tls if url.scheme == b"https" else None,
+            keepalive_expiry=_IDLE_S,
+            network_backend=self._network,
+        )
+
+    def give_back(self, url: httpcore.URL, connection: httpcore.HTTPConnection | httpcore.HTTPProxy) -> None:
+        """Keep a connection whose call came to its end; close any other."""
+        if isinstance(connection, httpcore.HTTPProxy):
+            return
+        idle = self._idle[(url.scheme, url.host, url.port)]
+        if connection.is_idle() and len(idle) < _IDLE_CONNECTIONS:
+            idle.append(connection)
+        else:
+            connection.close()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context()
+
+    def close(self) -> None:
+        if self._proxy is not None:
+            self._proxy.close()
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
+
+
+def _through_proxy(proxy: str, network: Network) -> httpcore.HTTPProxy:
     at = httpx.Proxy(proxy)
-    return httpcore.HTTPProxy(proxy_url=str(at.url), proxy_auth=at.raw_auth, **options)
+    return httpcore.HTTPProxy(
+        proxy_url=str(at.url),
+        proxy_auth=at.raw_auth,
+        ssl_context=httpx.create_ssl_context(),
+        max_connections=None,
+        max_keepalive_connections=_IDLE_CONNECTIONS,
+        keepalive_expiry=_IDLE_S,
+        network_backend=network,
+    )
 
 
 def _unpacked(body: bytes, encoding: str | None) -> bytes:
