@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     batch: int
     file: str
     rows: int
-    bytes: int
+    size_bytes: int
     sha256: str
     previous_sha256: str | None
     ledger_id: str

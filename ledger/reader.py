@@ -229,7 +229,7 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 
 def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_damage: bool) -> None:
     """Hold the manifest's segments against the files: each must be there, in its size."""
-    listed = connection.execute("select file, bytes from ledger_manifest order by batch").fetchall()
+    listed = connection.execute("select file, size_bytes from ledger_manifest order by batch").fetchall()
     missing = {str(root / file) for file, size in listed if _size_of(root / file) != size}
     if not missing:
         return

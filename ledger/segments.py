@@ -139,7 +139,7 @@ def batch_of_segment(ledger_path: Path, path: Path) -> Batch:
     return Batch(
         **json.loads(footer),
         file=str(path.relative_to(ledger_path)),
-        bytes=len(data),
+        size_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 
@@ -266,7 +266,7 @@ def write_segment(ledger_path: Path, date: str, table: pa.Table, footer: Mapping
     return Batch(
         **footer,
         file=str(path.relative_to(ledger_path)),
-        bytes=len(data),
+        size_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
 

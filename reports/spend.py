@@ -45,8 +45,8 @@ with counted as (
     union all by name
     select
         tier, provider, model, {key} as key, started_at, coalesce(ended_at, started_at) as last_at,
-        1 as attempts, 0 as requests, outcome, billing, is_unpriced, reserved_usd, cost_usd, list_cost_usd,
-        input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens
+        1 as attempts, 0 as requests, outcome, billing, is_unpriced, is_unlisted, reserved_usd, cost_usd,
+        list_cost_usd, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens
     from attempts
     where {period}
 )
@@ -71,6 +71,7 @@ select
     coalesce(sum(output_tokens), 0)::bigint as output_tokens,
     coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
     count(*) filter (where is_unpriced) as unpriced_attempts,
+    count(*) filter (where is_unlisted) as unlisted_attempts,
     count(*) filter (where billing = 'unknown') as in_doubt_attempts,
     sum(reserved_usd) filter (where billing = 'unknown') as in_doubt_usd,
     count(*) filter (where billing = 'unknown' and reserved_usd is null) as in_doubt_unbounded,
@@ -97,6 +98,7 @@ _COUNTS = (
     "output_tokens",
     "reasoning_tokens",
     "unpriced_attempts",
+    "unlisted_attempts",
     "in_doubt_attempts",
     "in_flight_attempts",
 )
@@ -146,7 +148,7 @@ class Spend(NamedTuple):
     def _facts(self) -> list[Fact]:
         of = self.total
         facts = [
-            Fact("Cost", shown(of["cost_usd"], "usd"), f"at list prices {shown(of['list_cost_usd'], 'usd')}"),
+            Fact("Cost", shown(of["cost_usd"], "usd"), _at_list_prices(of)),
             Fact("Requests", shown(of["requests"], "count"), _parts(of, _REQUEST_PARTS)),
             Fact("Attempts", shown(of["attempts"], "count"), _parts(of, _ATTEMPT_PARTS)),
             Fact("Input tokens", shown(of["input_tokens"], "count"), _parts(of, _INPUT_PARTS)),
@@ -185,6 +187,7 @@ _IN_DATA = (
     "output_tokens",
     "reasoning_tokens",
     "unpriced_attempts",
+    "unlisted_attempts",
 )
 _REQUEST_PARTS = {
     "succeeded_requests": "succeeded",
@@ -207,9 +210,19 @@ _COLUMNS = (
     Column("cost_usd", "Cost", "usd"),
     Column("list_cost_usd", "List cost", "usd", detail=True),
     Column("unpriced_attempts", "Unpriced", "count", if_any=True),
+    Column("unlisted_attempts", "Unlisted", "count", detail=True),
     Column("in_doubt_attempts", "In doubt", "count", if_any=True),
     Column("in_flight_attempts", "In flight", "count", if_any=True),
 )
+
+
+def _at_list_prices(figures: Figures) -> str:
+    """The cost by the price book, and what that cannot count."""
+    told = f"at list prices {shown(figures['list_cost_usd'], 'usd')}"
+    unlisted = figures["unlisted_attempts"]
+    if not unlisted:
+        return told
+    return f"{told} without {unlisted:,} {'attempt that has' if unlisted == 1 else 'attempts that have'} none"
 
 
 def _parts(figures: Figures, names: Mapping[str, str]) -> str:

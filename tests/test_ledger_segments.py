@@ -62,7 +62,7 @@ def test_every_event_is_sealed_once_and_the_footer_says_what_the_manifest_says(p
     file = path / batch.file
     assert batch.file == f"events/date={batch.first_at[:10]}/{ledger.id}-00000001.parquet"
     assert batch.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert batch.bytes == file.stat().st_size
+    assert batch.size_bytes == file.stat().st_size
     assert batch_of_segment(path, file) == batch == read_manifest(path)[0][0]
 
 

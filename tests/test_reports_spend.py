@@ -70,6 +70,7 @@ def test_the_report_of_a_session(ledger: Path) -> None:
         "output_tokens": 255,
         "reasoning_tokens": 10,
         "unpriced_attempts": 1,
+        "unlisted_attempts": 1,
         "in_doubt": {"attempts": 1, "ceiling_usd": Decimal("0.01")},
         "in_flight": {"attempts": 0, "ceiling_usd": Decimal(0)},
         "first_at": "2026-11-22T22:30:00.000000Z",
@@ -96,6 +97,20 @@ def test_the_report_of_all_sessions(ledger: Path) -> None:
     assert report["requests"] == 7
     assert report["open_requests"] == 1
     assert report["in_flight"] == {"attempts": 1, "ceiling_usd": Decimal("0.5")}
+
+
+def test_a_list_cost_says_how_many_attempts_it_lacks(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    history.play("""
+        session=s-1
+            FAST   ok   in=1000 out=200
+        session=s-1
+            FAST   ok   in=10 cached=900 out=20 list=none billed=0.00001
+    """)
+    report = spend_report(history.path, session_id="s-1")
+    assert report.data()["cost_usd"] == FAST_COST + Decimal("0.00001")
+    assert report.document().facts[0].note == "at list prices $0.000108 without 1 attempt that has none"
+    history.close()
 
 
 def test_an_empty_ledger_has_cost_nothing(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@
 -- list_cost_usd: USD; units × prices of the book, plus settlements; unbilled: 0; NULL: no price
 -- reserved_usd: USD; the ceiling, the most it can cost; NULL: not known
 -- is_unpriced: billed, and neither the provider nor the price book says how much
+-- is_unlisted: billed, and the book has no price for all it used: list_cost_usd is NULL
 -- is_settled: whether a later word corrected it
 -- is_ceiling_broken: whether it cost more than its ceiling
 with told as (
@@ -116,6 +117,7 @@ priced as (
         if(billing = 'unbilled', coalesce(known_list_cost_usd, 0), known_list_cost_usd) as list_cost_usd,
         reserved_usd,
         coalesce(billing = 'billed' and known_cost_usd is null, false) as is_unpriced,
+        coalesce(billing = 'billed' and known_list_cost_usd is null, false) as is_unlisted,
         is_settled,
         is_ceiling_broken
     from folded

@@ -32,6 +32,7 @@
 -- cost_usd: USD; the priced part of all its attempts, settlements included; NULL: nothing priced; 0 without attempts
 -- list_cost_usd: USD; the same at list prices
 -- unpriced_attempts: billed attempts that cost_usd lacks, as nothing says how much
+-- unlisted_attempts: billed attempts that list_cost_usd lacks, as the book has no price for all they used
 -- in_doubt_attempts: attempts that were sent and whose outcome is not known; cost_usd lacks them
 -- in_flight_attempts: attempts without an outcome so far; cost_usd lacks them
 with told as (
@@ -83,6 +84,7 @@ tried as (
         sum(cost_usd) as cost_usd,
         sum(list_cost_usd) as list_cost_usd,
         count(*) filter (where is_unpriced) as unpriced_attempts,
+        count(*) filter (where is_unlisted) as unlisted_attempts,
         count(*) filter (where billing = 'unknown') as in_doubt_attempts,
         count(*) filter (where outcome = 'in_flight') as in_flight_attempts
     from attempts
@@ -122,6 +124,7 @@ joined as (
         if(tried.attempts is null, 0, tried.cost_usd) as cost_usd,
         if(tried.attempts is null, 0, tried.list_cost_usd) as list_cost_usd,
         coalesce(tried.unpriced_attempts, 0) as unpriced_attempts,
+        coalesce(tried.unlisted_attempts, 0) as unlisted_attempts,
         coalesce(tried.in_doubt_attempts, 0) as in_doubt_attempts,
         coalesce(tried.in_flight_attempts, 0) as in_flight_attempts
     from told left join tried using (request_id)

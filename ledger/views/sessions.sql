@@ -19,6 +19,7 @@
 -- cost_usd: USD; the priced part, settlements included; NULL: nothing priced; 0 without attempts
 -- list_cost_usd: USD; the same at list prices
 -- unpriced_attempts: billed attempts that cost_usd lacks, as nothing says how much
+-- unlisted_attempts: billed attempts that list_cost_usd lacks, as the book has no price for all they used
 -- in_doubt_attempts: attempts that were sent and whose outcome is not known; cost_usd lacks them
 -- in_flight_attempts: attempts without an outcome so far; cost_usd lacks them
 with summed as (
@@ -42,6 +43,7 @@ with summed as (
         sum(cost_usd) as cost_usd,
         sum(list_cost_usd) as list_cost_usd,
         sum(unpriced_attempts)::bigint as unpriced_attempts,
+        sum(unlisted_attempts)::bigint as unlisted_attempts,
         sum(in_doubt_attempts)::bigint as in_doubt_attempts,
         sum(in_flight_attempts)::bigint as in_flight_attempts
     from requests

@@ -48,7 +48,7 @@ set variable ledger_manifests = (
 create or replace temp table ledger_manifest as
 with entries as (
     select unnest(from_json(json, '{
-        "batch": "BIGINT", "file": "VARCHAR", "rows": "BIGINT", "bytes": "BIGINT", "sha256": "VARCHAR",
+        "batch": "BIGINT", "file": "VARCHAR", "rows": "BIGINT", "size_bytes": "BIGINT", "sha256": "VARCHAR",
         "previous_sha256": "VARCHAR", "covers": "MAP(VARCHAR, BIGINT)",
         "first_at": "TIMESTAMP WITH TIME ZONE", "last_at": "TIMESTAMP WITH TIME ZONE"}'))
     from read_ndjson_objects(

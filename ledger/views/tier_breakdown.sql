@@ -15,6 +15,7 @@
 -- cost_usd: USD; the priced part, settlements included; NULL: nothing priced; 0 without attempts
 -- list_cost_usd: USD; the same at list prices
 -- unpriced_attempts: billed attempts that cost_usd lacks, as nothing says how much
+-- unlisted_attempts: billed attempts that list_cost_usd lacks, as the book has no price for all they used
 -- in_doubt_attempts: attempts that were sent and whose outcome is not known; cost_usd lacks them
 -- in_flight_attempts: attempts without an outcome so far; cost_usd lacks them
 with counted as (
@@ -37,6 +38,7 @@ summed as (
         if(sum(attempts) = 0, 0, sum(cost_usd)) as cost_usd,
         if(sum(attempts) = 0, 0, sum(list_cost_usd)) as list_cost_usd,
         count(*) filter (where is_unpriced) as unpriced_attempts,
+        count(*) filter (where is_unlisted) as unlisted_attempts,
         count(*) filter (where billing = 'unknown') as in_doubt_attempts,
         count(*) filter (where outcome = 'in_flight') as in_flight_attempts
     from counted
