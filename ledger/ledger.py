@@ -56,6 +56,7 @@ _log = logging.getLogger("ledger")
 
 ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
+SEAL_AT_BYTES = 32_000_000  # about 50,000 events
 APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
 
 
@@ -338,14 +339,18 @@ class Ledger:
     # sealing beside the program
 
     def _has_much_to_seal(self) -> bool:
-        """Whether earlier days' journals, or very many, lie about."""
+        """Whether an earlier day's journals, very many, or very long ones lie about."""
         midnight = datetime(self._today.year, self._today.month, self._today.day, tzinfo=UTC).timestamp()
         found = [
-            entry
+            status
             for entry in os.scandir(self.path / "journals")
-            if entry.name.endswith(".jsonl") and entry.name != "empty.jsonl"
+            if entry.name.endswith(".jsonl") and entry.name != "empty.jsonl" and (status := _status(entry))
         ]
-        return len(found) >= SEAL_AT_JOURNALS or any(_modified(entry) < midnight for entry in found)
+        return (
+            len(found) >= SEAL_AT_JOURNALS
+            or sum(status.st_size for status in found) >= SEAL_AT_BYTES
+            or any(status.st_mtime < midnight for status in found)
+        )
 
     def _start_sealer(self) -> None:
         """Seal in a short process of its own: pyarrow has no place in an agent, nor its output."""
@@ -410,11 +415,12 @@ def _close_at_exit(ref: Callable[[], Ledger | None]) -> None:
         ledger.close()
 
 
-def _modified(entry: os.DirEntry[str]) -> float:
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """A file's status; None where a sealer removed it meanwhile."""
     try:
-        return entry.stat(follow_symlinks=False).st_mtime
-    except FileNotFoundError:  # removed by a sealer meanwhile
-        return float("inf")
+        return entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +27,7 @@ from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
 from ledger.errors import BudgetExceeded, LedgerError
 from ledger.journal import read_story
+from ledger.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 D = Decimal
@@ -209,6 +210,43 @@ def test_the_first_event_of_a_new_day_has_the_day_before_sealed_beside_the_progr
         assert ledger._sealer is not None
         assert ledger._sealer.wait(timeout=60) == 0
         assert (path / "events" / "date=2026-11-22").exists()
+
+
+def an_earlier_day(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for journal in (path / "journals").iterdir():
+        os.utime(journal, (0, 0))
+
+
+def very_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "SEAL_AT_JOURNALS", 1)
+
+
+def very_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "SEAL_AT_BYTES", 1000)
+
+
+@pytest.mark.parametrize("lie_about", [an_earlier_day, very_many, very_long])
+def test_opening_a_ledger_has_what_lies_about_sealed_beside_the_program(
+    path: Path, lie_about: Callable[[Path, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(path, "process-crash") as ledger:
+        answered_request(ledger, "r-1")
+    with Ledger.open(path) as ledger:
+        assert ledger._sealer is None
+    lie_about(path, monkeypatch)
+    with Ledger.open(path) as ledger:
+        assert ledger._sealer is not None
+        assert ledger._sealer.wait(timeout=60) == 0
+    assert len(read_manifest(path)[0]) == 1
+
+
+def test_a_full_journal_is_sealed_beside_the_program(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 5)
+    with Ledger.open(path, "process-crash") as ledger:
+        answered_request(ledger, "r-1")
+        assert ledger._sealer is not None
+        assert ledger._sealer.wait(timeout=60) == 0
+    assert len(read_manifest(path)[0]) == 1
 
 
 @pytest.mark.parametrize("durability", ["process-crash", "power-loss"])

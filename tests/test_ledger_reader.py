@@ -97,6 +97,20 @@ def test_plain_duckdb_reads_the_same_events_and_views(sealed: bool, history: His
     ]
 
 
+def test_duckdbs_own_prompt_reads_ledger_sql(history: History) -> None:
+    prompt = Path(sys.executable).with_name("duckdb")
+    if not prompt.exists():
+        pytest.skip("no DuckDB command line beside this Python (duckdb-cli is not installed)")
+    history.play(ONE_ANSWER)
+    told = subprocess.run(
+        [prompt, "-csv", "-c", f".read '{history.path}/ledger.sql'", "-c", "select cost_usd from sessions"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.rstrip("0") for line in told.stdout.splitlines()] == ["cost_usd", str(COST)]
+
+
 def test_ledger_sql_run_again_at_the_same_prompt_shows_newer_events(history: History) -> None:
     text = ledger_sql(history.path)
     with duckdb.connect() as connection:
