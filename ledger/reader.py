@@ -15,10 +15,10 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ledger.errors import DamagedLedger, LedgerError, nearest
 from ledger.schema import COLUMNS, SQL_TYPES, TIER_ORDER, arrow_schema
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import apsw
     import duckdb
     import polars as pl
+
+_T = TypeVar("_T")
 
 VIEWS = (  # each reads only those before it
     "events",
@@ -72,6 +74,8 @@ def connect(
         _set_variables(connection, root, session_id, allow_damage)
         _take_snapshot(connection, root)
         _check_segments(connection, root, allow_damage)
+        if not allow_damage:
+            _check_manifest_end(connection, root)
         _make_views(connection, root, views, stored=session_id is not None)
     except BaseException:
         connection.close()
@@ -242,6 +246,18 @@ def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_dam
     connection.execute("set variable ledger_segments = ?", [sound or [str(root / NO_SEGMENT)]])
 
 
+def _check_manifest_end(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
+    """One segment beyond the manifest is a sealer's at work; one that state.db knows was listed once."""
+    ((listed, seen),) = connection.execute(
+        "select count(*), getvariable('ledger_segments_seen') from ledger_manifest"
+    ).fetchall()
+    if seen > listed and (_asked_of_state(root, _indexed_batch) or 0) > listed:
+        raise DamagedLedger(
+            f"{root}/manifest.jsonl has lost its end: {seen} segments stand in events, and only {listed} are"
+            " listed; bughive-costs seal lists them again"
+        )
+
+
 def _size_of(path: Path) -> int | None:
     try:
         return path.stat().st_size
@@ -290,7 +306,27 @@ class _Held(NamedTuple):
 
 
 def _batches_of_session(root: Path, session_id: str) -> _Held | None:
-    """What state.db says; None where it cannot be read as it is: then all segments are opened."""
+    """Which batches to open; None where state.db does not say: then all are."""
+
+    def ask(connection: apsw.Connection) -> _Held | None:
+        indexed_batch = _indexed_batch(connection)
+        found = connection.execute(
+            "select batch from session_batches where session_id = ? order by batch", (session_id,)
+        ).fetchall()
+        return (
+            None if indexed_batch is None else _Held([int(str(batch)) for (batch,) in found], indexed_batch)
+        )
+
+    return _asked_of_state(root, ask)
+
+
+def _indexed_batch(connection: apsw.Connection) -> int | None:
+    indexed = connection.execute("select value from meta where key = 'indexed_batch'").get
+    return None if indexed is None else int(str(indexed))
+
+
+def _asked_of_state(root: Path, ask: Callable[[apsw.Connection], _T | None]) -> _T | None:
+    """What state.db says; None where it cannot be read as it is."""
     database = root / "state.db"
     if not database.exists():
         return None
@@ -298,15 +334,10 @@ def _batches_of_session(root: Path, session_id: str) -> _Held | None:
         import apsw
 
         with _read_only(database) as connection, connection:
-            indexed = connection.execute("select value from meta where key = 'indexed_batch'").get
-            found = connection.execute(
-                "select batch from session_batches where session_id = ? order by batch", (session_id,)
-            ).fetchall()
-        return (
-            _Held([int(str(batch)) for (batch,) in found], int(str(indexed))) if indexed is not None else None
-        )
+            answer = ask(connection)
     except (apsw.Error, OSError, ValueError):
         return None
+    return answer
 
 
 @contextlib.contextmanager

@@ -299,6 +299,39 @@ def test_plain_duckdb_refuses_damage_too(damage: Callable[[History], str], histo
         in_plain_duckdb(history.path, "select count(list_cost_usd) from events")
 
 
+@pytest.mark.parametrize("segments", [1, 3])
+def test_a_manifest_that_lost_its_end_is_refused_and_sealing_lists_the_segments_again(
+    segments: int, history: History
+) -> None:
+    for number in range(segments):
+        history.play(ONE_ANSWER.replace("s-1", f"s-{number}"))
+        history.ledger.seal()
+    (history.path / "manifest.jsonl").unlink()
+
+    with pytest.raises(DamagedLedger, match="bughive-costs seal lists them again"):
+        connect(history.path)
+
+    history.ledger.seal()
+    assert history.rows("select count(*) from sessions") == [(segments,)]
+
+
+def test_a_segment_whose_sealer_died_before_listing_it_is_no_damage(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.play(ONE_ANSWER)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger.segments.list_batch", die)
+        with pytest.raises(KeyboardInterrupt):
+            history.ledger.seal()
+    assert len(list(history.path.glob("events/*/*-????????.parquet"))) == 1
+    assert history.rows("select cost_usd from sessions") == [(COST,)]
+    assert in_plain_duckdb(history.path, "select cost_usd from sessions") == [(COST,)]
+
+
 def test_damage_in_what_is_sealed_already_is_not_missed(history: History) -> None:
     """The segment has it: what is left of the journal is right and gapless after it."""
     history.play(ONE_ANSWER)

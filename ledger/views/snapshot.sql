@@ -39,7 +39,14 @@ select
 from stamped
 where split_part(file, '.', 1) = stamp.journal_id;
 
--- A ledger that was never sealed has no manifest.
+-- A ledger that was never sealed has no manifest. One segment may stand without its line: a sealer is
+-- at work, or died right there, and its events are still in the journals. More are a lost manifest.
+set variable ledger_segments_seen = (
+    select count(*)
+    from glob(
+        regexp_replace(getvariable('ledger_path'), '([*?\[])', '[\1]', 'g') || '/events/date=*/*-????????.parquet'
+    )
+);
 set variable ledger_manifests = (
     select [getvariable('ledger_path') || '/journals/empty.jsonl'] || coalesce(list(file), [])
     from glob(regexp_replace(getvariable('ledger_path'), '([*?\[])', '[\1]', 'g') || '/manifest.jsonl')
@@ -72,6 +79,20 @@ where case
     )::boolean
     else true
 end;
+
+set variable ledger_manifest_is_whole = (
+    select case
+        when
+            getvariable('ledger_segments_seen') > count(*) + 1
+            and not coalesce(getvariable('ledger_allow_damage')::boolean, false)
+        then error(
+            'manifest.jsonl: ' || getvariable('ledger_segments_seen') || ' segments stand in events, and only '
+            || count(*) || ' are listed: bughive-costs seal lists them again'
+        )::boolean
+        else true
+    end
+    from ledger_manifest
+);
 
 -- Where there is no segment to read, the one without rows stands in: it is always there.
 set variable ledger_segments = (
