@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ledger.errors import SettingsError
 from ledger.events import usd
+from ledger.settings import OwnPrice
 
 _PER_TOKEN = Decimal("0.000001")
 _DEFAULT_BOOK = Path(__file__).with_name("prices.toml")
@@ -129,14 +130,14 @@ class PriceBook:
         self.hash = _hash_of(self._entries)
 
     @classmethod
-    def load(cls, own: Iterable[Mapping[str, Any]] = ()) -> PriceBook:
+    def load(cls, own: Iterable[OwnPrice] = ()) -> PriceBook:
         """The book that ships with this package, with the user's `own` entries winning by model.
 
-        Raises SettingsError naming the entry for a price that is negative, not finite, has more
+        Raises SettingsError naming file, line and entry for a price that is negative, not finite, has more
         than six decimals, or stands without model, provider or day.
         """
         shipped = tomllib.loads(_DEFAULT_BOOK.read_text("utf-8"), parse_float=Decimal)["prices"]
-        own_entries = [_entry(raw, "bughive.toml") for raw in own]
+        own_entries = [_entry(price.entry, price.where) for price in own]
         replaced = {(entry.provider, entry.model) for entry in own_entries}
         kept = [
             entry
@@ -163,7 +164,7 @@ _ENTRY_KEYS = {
 
 def _entry(raw: Mapping[str, Any], where: str) -> ModelPrices:
     """One [[prices]] table as an entry; raises SettingsError naming it."""
-    label = f"{where}, [[prices]] of {raw.get('provider', '?')} {raw.get('model', '?')}"
+    label = f"{where}: [[prices]] of {raw.get('provider', '?')} {raw.get('model', '?')}"
     unknown = sorted(set(raw) - _ENTRY_KEYS)
     if unknown:
         raise SettingsError(f"{label}: unknown key {unknown[0]!r}; expected {', '.join(sorted(_ENTRY_KEYS))}")
@@ -172,20 +173,38 @@ def _entry(raw: Mapping[str, Any], where: str) -> ModelPrices:
         raise SettingsError(f"{label}: provider and model must be strings")
     if not isinstance(starts_on, date):
         raise SettingsError(f"{label}: from must be a date like 2026-11-22, not {starts_on!r}")
-    tiers = sorted(
-        (LongContext(int(tier["above_tokens"]), _units(tier, label)) for tier in raw.get("long_context", ())),
-        key=lambda tier: tier.above_tokens,
-    )
+    aliases = raw.get("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        raise SettingsError(f"{label}: aliases must be a list of ids, not {aliases!r}")
     return ModelPrices(
         provider=raw["provider"],
         model=raw["model"],
         starts_at=_midnight_utc(starts_on),
         base=_units(raw, label),
-        long_context=tuple(tiers),
-        overrun_tokens=int(raw.get("overrun_tokens", 0)),
-        aliases=tuple(raw.get("aliases", ())),
+        long_context=_long_context(raw.get("long_context", []), label),
+        overrun_tokens=_tokens(raw.get("overrun_tokens", 0), f"{label}: overrun_tokens"),
+        aliases=tuple(aliases),
         source=str(raw.get("source", "")),
     )
+
+
+def _long_context(raw: object, label: str) -> tuple[LongContext, ...]:
+    if not isinstance(raw, list) or not all(isinstance(tier, dict) for tier in raw):
+        raise SettingsError(f"{label}: long_context must be tables with above_tokens and prices")
+    tiers = []
+    for tier in raw:
+        unknown = sorted(set(tier) - {"above_tokens", *_UNIT_KEYS})
+        if unknown:
+            raise SettingsError(f"{label}: unknown key {unknown[0]!r} in long_context")
+        above = _tokens(tier.get("above_tokens"), f"{label}: above_tokens")
+        tiers.append(LongContext(above, _units(tier, label)))
+    return tuple(sorted(tiers, key=lambda tier: tier.above_tokens))
+
+
+def _tokens(value: object, label: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**12:
+        raise SettingsError(f"{label} must be a number of tokens, not {value!r}")
+    return value
 
 
 def _midnight_utc(day: date) -> datetime:

@@ -4,7 +4,10 @@
                           ANTHROPIC_BASE_URL, OPENROUTER_BASE_URL    other addresses, e.g. a proxy
                           BUGHIVE_LEDGER                             the ledger's folder
     bughive.toml          [ledger]      path, durability ("power-loss" | "process-crash")
-                          [tiers.NAME]  model, provider              re-points a tier, or adds one
+                          [tiers.NAME]  model and provider           re-points a tier, or adds one
+                                        timeout_s, max_retries       of one attempt; after the first
+                                        max_tokens                   where a call names none
+                                        fallback = ["FAST", …]       for route_with_fallback()
                           [[prices]]    as in ledger/prices.toml     own prices
 
 Both files are looked for in the working directory and upwards. A path in bughive.toml is
@@ -22,21 +25,40 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ledger.errors import SettingsError, nearest
+from ledger.schema import TIER_ORDER
 
 Durability = Literal["power-loss", "process-crash"]
 DEFAULT_LEDGER = Path("data/ledger")
 
-_TABLES = {"ledger": ("path", "durability"), "tiers": ("model", "provider")}
+_TABLES = {
+    "ledger": ("path", "durability"),
+    "tiers": ("model", "provider", "timeout_s", "max_retries", "max_tokens", "fallback"),
+}
 _TOP_KEYS = ("ledger", "prices", "tiers")
 _PROVIDERS = ("anthropic", "openrouter")
 _DURABILITIES = ("power-loss", "process-crash")
 
 
 class TierSetting(NamedTuple):
-    """Which model serves a tier, and who provides it."""
+    """What is set for a tier; None, and no fallback: as it is by default.
 
-    model: str
-    provider: str
+    `model` and `provider` stand together. `timeout_s` bounds one attempt, `max_retries` counts further
+    attempts after the first, `max_tokens` holds for calls that name none.
+    """
+
+    model: str | None
+    provider: str | None
+    timeout_s: float | None = None
+    max_retries: int | None = None
+    max_tokens: int | None = None
+    fallback: tuple[str, ...] = ()
+
+
+class OwnPrice(NamedTuple):
+    """A [[prices]] entry of bughive.toml, and the file and line it begins at."""
+
+    where: str
+    entry: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +68,7 @@ class Settings:
     ledger_path: Path = DEFAULT_LEDGER
     durability: Durability = "power-loss"
     tiers: Mapping[str, TierSetting] = field(default_factory=dict)
-    prices: tuple[Mapping[str, Any], ...] = ()
+    prices: tuple[OwnPrice, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold keys
     dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -104,7 +126,7 @@ class _TomlFile:
             ledger, "ledger", "durability", _DURABILITIES, "power-loss"
         )
         self.ledger_path = path.parent / self._text_of(ledger, "ledger", "path", str(DEFAULT_LEDGER))
-        self.tiers = {name: self._tier(name, tier) for name, tier in self._table(content, "tiers").items()}
+        self.tiers = self._tiers(self._table(content, "tiers"))
         self.prices = self._prices(content.get("prices", []))
 
     @classmethod
@@ -120,25 +142,68 @@ class _TomlFile:
             raise SettingsError(f'{path}: {error}; expected TOML such as path = "data/ledger"') from error
         return cls(path, text, content)
 
+    def _tiers(self, raw: Mapping[str, object]) -> Mapping[str, TierSetting]:
+        tiers = {name: self._tier(name, tier) for name, tier in raw.items()}
+        known = sorted({*TIER_ORDER, *tiers})
+        for name, tier in tiers.items():
+            for fallback in tier.fallback:
+                if fallback not in known:
+                    raise self._wrong(
+                        f"tiers.{name}",
+                        "fallback",
+                        f"fallback in [tiers.{name}] names no tier {fallback!r}{nearest(fallback, known)};"
+                        f" expected {', '.join(known)}",
+                    )
+        return tiers
+
     def _tier(self, name: str, raw: object) -> TierSetting:
         table = f"tiers.{name}"
         if not isinstance(raw, dict):
-            raise self._wrong(
-                None, name, f"tiers.{name} must be a table [tiers.{name}] with model and provider"
-            )
+            raise self._wrong(None, "tiers", f"{table} must be a table [{table}] with model and provider")
         self._expect_keys(raw, _TABLES["tiers"], table=table)
-        if "model" not in raw:
-            raise self._wrong(table, None, f"[{table}] needs a model")
-        default = "openrouter" if name != "ORCHESTRATOR" else "anthropic"
+        if ("model" in raw) != ("provider" in raw) or (name not in TIER_ORDER and "model" not in raw):
+            raise self._wrong(table, None, f"[{table}] needs a model and its provider")
+        fallback = raw.get("fallback", [])
+        if not isinstance(fallback, list) or not all(isinstance(tier, str) for tier in fallback):
+            raise self._wrong(table, "fallback", f"fallback in [{table}] must be a list of tiers")
         return TierSetting(
-            self._text_of(raw, table, "model", ""),
-            self._one_of(raw, table, "provider", _PROVIDERS, default),
+            self._text_of(raw, table, "model", "") or None,
+            self._one_of(raw, table, "provider", _PROVIDERS, None),
+            self._number_of(raw, table, "timeout_s", above=0),
+            self._whole_of(raw, table, "max_retries", at_least=0),
+            self._whole_of(raw, table, "max_tokens", at_least=1),
+            tuple(fallback),
         )
 
-    def _prices(self, raw: object) -> tuple[Mapping[str, Any], ...]:
+    def _prices(self, raw: object) -> tuple[OwnPrice, ...]:
         if not isinstance(raw, list) or not all(isinstance(entry, dict) for entry in raw):
             raise self._wrong(None, "prices", "prices must be tables [[prices]] as in ledger/prices.toml")
-        return tuple(raw)
+        headers = [
+            number
+            for number, line in enumerate(self._text.splitlines(), start=1)
+            if re.match(r"\s*\[\[\s*prices\s*\]\]", line)
+        ]
+        lines = headers if len(headers) == len(raw) else [self._line_of(None, "prices")] * len(raw)
+        return tuple(
+            OwnPrice(f"{self._path}, line {line}", entry) for line, entry in zip(lines, raw, strict=True)
+        )
+
+    def _number_of(self, content: Mapping[str, Any], table: str, key: str, above: int) -> float | None:
+        value = content.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not above < value < 10**9:
+            raise self._wrong(table, key, f"{key} in [{table}] must be a number above {above}, not {value}")
+        return float(value)
+
+    def _whole_of(self, content: Mapping[str, Any], table: str, key: str, at_least: int) -> int | None:
+        value = content.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 10**9:
+            what = f"{key} in [{table}] must be a whole number of at least {at_least}, not {value}"
+            raise self._wrong(table, key, what)
+        return value
 
     def _table(self, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
         table = content.get(name, {})
@@ -162,10 +227,10 @@ class _TomlFile:
         return value
 
     def _one_of(
-        self, content: Mapping[str, Any], table: str, key: str, allowed: tuple[str, ...], default: str
+        self, content: Mapping[str, Any], table: str, key: str, allowed: tuple[str, ...], default: str | None
     ) -> Any:
         value = content.get(key, default)
-        if value not in allowed:
+        if key in content and value not in allowed:
             raise self._wrong(table, key, f"{key} in [{table}] must be {' or '.join(allowed)}, not {value!r}")
         return value
 

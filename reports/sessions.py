@@ -28,6 +28,7 @@ _COLUMNS = (
     Column("cost_usd", "Cost", "usd"),
     Column("list_cost_usd", "List cost", "usd", detail=True),
     Column("unpriced_attempts", "Unpriced", "count", if_any=True),
+    Column("unlisted_attempts", "Unlisted", "count", detail=True),
     Column("in_doubt_attempts", "In doubt", "count", if_any=True),
     Column("in_flight_attempts", "In flight", "count", if_any=True),
 )

@@ -33,6 +33,7 @@ from ledger.events import (
 from ledger.prices import ModelPrices, PriceBook, Usage, list_cost_usd
 from router.catalog import Route
 from router.errors import InvalidRequest, ProviderError, billing_by
+from router.providers.client import Call
 from router.providers.wire import Answer, added
 
 
@@ -45,7 +46,6 @@ class Request:
     task: str
     tags: Mapping[str, str] | None
     requested_tier: str
-    max_tokens: int
     budget_usd: Decimal | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -66,6 +66,7 @@ class Attempt:
     attempt_id: str
     number: int
     route: Route
+    max_tokens: int
     ceiling_usd: Decimal | None
     prices: ModelPrices | None
     price_book: str
@@ -118,16 +119,16 @@ def _list_cost_of_pass(prices: ModelPrices | None, usage: Usage) -> Decimal | No
 # Events ---------------------------------------------------------------------------------------
 
 
-def received(request: Request, body: bytes, prompt_hash: str, messages: int, tools: int) -> RequestReceived:
+def received(request: Request, body: bytes, prompt_hash: str, call: Call) -> RequestReceived:
     """Raises InvalidRequest for a session id, task or tag that the ledger cannot hold."""
     try:
         return RequestReceived(
             **request.facts(),
-            max_tokens=request.max_tokens,
-            message_count=messages,
+            max_tokens=call.max_tokens,
+            message_count=len(call.messages),
             prompt_bytes=len(body),
             prompt_hash=prompt_hash,
-            tool_count=tools,
+            tool_count=len(call.tools or ()),
             limit_usd=request.budget_usd,
         )
     except ValidationError as error:
@@ -150,9 +151,7 @@ _EXPECTED = {
 
 
 def started(attempt: Attempt) -> AttemptStarted:
-    return AttemptStarted(
-        **attempt.facts(), max_tokens=attempt.request.max_tokens, reserved_usd=attempt.ceiling_usd
-    )
+    return AttemptStarted(**attempt.facts(), max_tokens=attempt.max_tokens, reserved_usd=attempt.ceiling_usd)
 
 
 def succeeded(

@@ -14,7 +14,7 @@ from router.tasks import ModelTier
 PROVIDERS = ("anthropic", "openrouter")
 _MODELS = Path(__file__).with_name("models.toml")
 
-Catalog = Mapping[str, TierSetting | tuple[str, str]]
+Catalog = Mapping[str, tuple[str, str]]
 
 
 class Route(NamedTuple):
@@ -25,12 +25,13 @@ class Route(NamedTuple):
     provider: str
 
 
-def route_for(tier: str, *catalogs: Catalog) -> Route:
-    """The route of a tier: the first catalog that has it, else the one that ships.
+def route_for(tier: str, own: Catalog, settings: Mapping[str, TierSetting]) -> Route:
+    """The route of a tier: the caller's own catalog, else bughive.toml, else what ships.
 
     Raises UnknownTier naming the nearest, InvalidRequest for a provider that there is not.
     """
-    for catalog in (*catalogs, _shipped()):
+    catalogs = (own, _pointed(settings), _shipped())
+    for catalog in catalogs:
         if tier in catalog:
             model, provider = catalog[tier]
             if provider not in PROVIDERS:
@@ -41,9 +42,18 @@ def route_for(tier: str, *catalogs: Catalog) -> Route:
     raise UnknownTier(str(tier), known_tiers(*catalogs))
 
 
+def _pointed(settings: Mapping[str, TierSetting]) -> Catalog:
+    """The tiers that settings point to a model."""
+    return {
+        tier: (setting.model, setting.provider)
+        for tier, setting in settings.items()
+        if setting.model is not None and setting.provider is not None
+    }
+
+
 def known_tiers(*catalogs: Catalog) -> list[str]:
     """All tiers that have a model, in their usual order, the caller's own ones last."""
-    names = dict.fromkeys(str(tier) for catalog in (_shipped(), *catalogs) for tier in catalog)
+    names = dict.fromkeys(str(tier) for catalog in catalogs for tier in catalog)
     usual = list(ModelTier)
     return sorted(names, key=lambda name: usual.index(ModelTier(name)) if name in usual else len(usual))
 
@@ -66,8 +76,8 @@ def _models() -> Mapping[str, Any]:
 
 
 @cache
-def _shipped() -> Mapping[str, TierSetting]:
-    return {tier: TierSetting(**row) for tier, row in _models()["tiers"].items()}
+def _shipped() -> Catalog:
+    return {tier: (row["model"], row["provider"]) for tier, row in _models()["tiers"].items()}
 
 
 def _aliases() -> Mapping[str, Mapping[str, str]]:

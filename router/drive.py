@@ -35,7 +35,6 @@ from router.errors import (
 )
 from router.policy import FallBack, GiveUp, Retry, next_step
 from router.prepare import Prepared, Target, prepare
-from router.providers.client import Call
 from router.providers.wire import Answer, usage_report
 from router.types import RouteResponse
 
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from ledger.ledger import Ledger
     from ledger.request_log import RequestLog
 
-__all__ = ["Drive", "Limits", "Request", "Target", "new_id"]
+__all__ = ["Drive", "Pace", "Request", "Target", "new_id"]
 
 _log = logging.getLogger("router")
 _UNKNOWN = Cost(None, None)
@@ -59,13 +58,13 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Limits(NamedTuple):
-    """How long, and how often, to try."""
+class Pace(NamedTuple):
+    """How long to go on, and how to wait. Sleep and clock are real ones but in tests."""
 
-    timeout_s: float
-    deadline_s: float
-    max_retries: int | None  # None: as each target's client has it
+    deadline_s: float  # the whole call, waits included
     backoff: wait_base
+    sleep: Callable[[float], None]
+    clock: Callable[[], float]
 
 
 class Drive:
@@ -77,21 +76,15 @@ class Drive:
     def __init__(
         self,
         ledger: Ledger,
-        call: Call,
         request: Request,
         targets: Sequence[Target],
-        limits: Limits,
-        sleep: Callable[[float], None],
-        clock: Callable[[], float],
+        pace: Pace,
     ) -> None:
         self._ledger = ledger
-        self._call = call
         self._request = request
         self._targets = list(targets)
-        self._limits = limits
-        self._sleep = sleep
-        self._clock = clock
-        self._began = clock()
+        self._pace = pace
+        self._began = pace.clock()
         self._prepared: dict[str, Prepared] = {}  # by tier
         self._log: RequestLog | None = None
         self._attempt: Attempt | None = None  # the last one
@@ -102,8 +95,8 @@ class Drive:
         self._cost: Decimal | None = Decimal(0)
         self._received = self._receive(self._targets[0])
 
-    def answer(self) -> RouteResponse:
-        """Try until there is an answer, or nothing is left to try.
+    def answer(self) -> tuple[Answer, RouteResponse]:
+        """Try until there is an answer, or nothing is left to try. Gives it as read, and as returned.
 
         Raises RouteExhausted, BudgetError, LedgerError; whatever else comes, such as Ctrl-C, is
         recorded as the caller's leaving and goes on its way.
@@ -114,7 +107,7 @@ class Drive:
             self._leave(leaving)
             raise
 
-    def _answer_of(self, target: Target) -> RouteResponse:
+    def _answer_of(self, target: Target) -> tuple[Answer, RouteResponse]:
         on_tier = 0
         while True:
             attempt = self._start(target)
@@ -125,14 +118,14 @@ class Drive:
                 match self._next(failure, target, on_tier):
                     case Retry(wait_s=wait_s):
                         self._record_failure(attempt, failure, wait_s=wait_s)
-                        self._sleep(wait_s)
+                        self._pace.sleep(wait_s)
                     case FallBack():
                         target = self._fall_back(attempt, failure)
                         on_tier = 0
                     case GiveUp(reason=reason):
                         raise self._give_up(attempt, failure, reason) from failure
             else:
-                return self._finish(attempt, answer)
+                return answer, self._finish(attempt, answer)
 
     # an attempt
 
@@ -144,6 +137,7 @@ class Drive:
             new_id(),
             self._attempt.number + 1 if self._attempt else 1,
             target.route,
+            target.call.max_tokens,
             prepared.ceiling if isinstance(prepared.ceiling, Decimal) else None,
             prepared.prices,
             self._ledger.prices.hash,
@@ -168,28 +162,26 @@ class Drive:
             self._request,
             prepared.body,
             self._ledger.prompt_hash(prepared.body),
-            len(self._call.messages),
-            len(self._call.tools or ()),
+            first.call,
         )
 
     def _send(self, target: Target) -> Answer:
-        self._sent = self._clock()
-        timeout_s = min(self._limits.timeout_s, max(self._left_s(), 0.001))
+        self._sent = self._pace.clock()
+        timeout_s = min(target.timeout_s, max(self._left_s(), 0.001))
         return target.client.send(self._prepared_for(target).body, timeout_s)
 
     def _next(self, failure: ProviderError, target: Target, on_tier: int) -> Retry | FallBack | GiveUp:
-        own = self._limits.max_retries
         return next_step(
             failure,
             attempts_on_tier=on_tier,
-            max_retries=target.client.max_retries if own is None else own,
+            max_retries=target.max_retries,
             left_s=self._left_s(),
             has_fallback=self._has_usable_fallback(),
-            backoff=self._limits.backoff,
+            backoff=self._pace.backoff,
         )
 
     def _left_s(self) -> float:
-        return self._limits.deadline_s - (self._clock() - self._began)
+        return self._pace.deadline_s - (self._pace.clock() - self._began)
 
     def _has_usable_fallback(self) -> bool:
         """Whether there is a tier that can be fallen back to: else the failure itself is reported."""
@@ -210,7 +202,7 @@ class Drive:
         tier = target.route.tier
         if tier not in self._prepared:
             self._prepared[tier] = prepare(
-                self._call, target, self._ledger.prices, hard=self._request.budget_usd is not None
+                target, self._ledger.prices, hard=self._request.budget_usd is not None
             )
         return self._prepared[tier]
 
@@ -290,7 +282,7 @@ class Drive:
             "session_id": self._request.session_id,
             "attempts": attempt.number,
             "fallback_used": attempt.route.tier != self._request.requested_tier,
-            "latency_s": self._clock() - self._began,
+            "latency_s": self._pace.clock() - self._began,
         }
 
     def _record_failure(
@@ -374,4 +366,4 @@ class Drive:
         self._cost = None if self._cost is None or cost.usd is None else self._cost + cost.usd
 
     def _elapsed_ms(self, since: float) -> float:
-        return max(self._clock() - since, 0.0) * 1000
+        return max(self._pace.clock() - since, 0.0) * 1000

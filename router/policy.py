@@ -27,6 +27,7 @@ from router.errors import ProviderError
 if TYPE_CHECKING:
     from ledger.events import ErrorType
 
+DEADLINE_S = 300.0  # for a whole call, where it names none
 BACKOFF: wait_base = wait_exponential_jitter(multiplier=2, max=30, jitter=1)
 
 
@@ -118,7 +119,7 @@ def wait_before_retry(failure: ProviderError, attempts_made: int, backoff: wait_
 def retrying(
     max_retries: int,
     *,
-    deadline_s: float = 300.0,
+    deadline_s: float = DEADLINE_S,
     backoff: wait_base = BACKOFF,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Retrying:

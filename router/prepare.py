@@ -18,10 +18,13 @@ _NO_CEILING_FROM = 1_000_000  # USD; the ledger holds no such amount
 
 
 class Target(NamedTuple):
-    """A tier that may be asked, and the client that reaches it."""
+    """A tier that may be asked: how it is reached, what it is asked, and how patiently."""
 
     route: Route
     client: ProviderClient
+    call: Call
+    timeout_s: float  # for one attempt
+    max_retries: int  # further attempts after the first
 
 
 class Prepared(NamedTuple):
@@ -32,9 +35,9 @@ class Prepared(NamedTuple):
     ceiling: Decimal | BudgetError
 
 
-def prepare(call: Call, target: Target, book: PriceBook, *, hard: bool) -> Prepared:
+def prepare(target: Target, book: PriceBook, *, hard: bool) -> Prepared:
     """Raises InvalidRequest for what cannot be sent to this target. `hard`: under a hard budget."""
-    route, client = target
+    route, client, call = target.route, target.client, target.call
     prices = book.at(route.provider, route.model, datetime.now(UTC))
     body = client.body(call, route.model, _max_price(prices) if hard and prices else None)
     sent = encoded(body)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from tenacity.wait import wait_base
 
-from ledger.settings import Settings
+from ledger.settings import Settings, TierSetting
 from router.catalog import Catalog, route_for
 from router.errors import InvalidRequest, UnknownTask
 from router.messages import System
-from router.policy import BACKOFF
+from router.policy import BACKOFF, DEADLINE_S
 from router.providers.client import (
     AnthropicClient,
     Call,
@@ -29,6 +29,29 @@ from router.types import RouteResponse
 
 if TYPE_CHECKING:
     from ledger.tracker import CostTracker
+    from router.prepare import Target
+
+
+DEFAULT_MAX_TOKENS = 4096
+_NOTHING_SET = TierSetting(None, None)
+_T = TypeVar("_T", int, float)
+
+
+class _Asked(NamedTuple):
+    """What a caller asks, before it is known which tier will be asked it."""
+
+    task: str
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int | None
+    tools: Sequence[Mapping[str, Any]] | None
+    system: System
+    temperature: float | None
+    params: Mapping[str, Any]
+
+    def call(self, default_max_tokens: int) -> Call:
+        """The call for a tier with that default."""
+        max_tokens = default_max_tokens if self.max_tokens is None else self.max_tokens
+        return Call(self.messages, max_tokens, self.tools, self.system, self.temperature, self.params)
 
 
 class LLMRouter:
@@ -37,7 +60,7 @@ class LLMRouter:
     Clients and tracker that are not given are made when they are first needed, and closed by
     `close()`; given ones stay open. Thread-safe. `catalog` maps tiers to (model, provider) and
     is read at each call; it wins over bughive.toml. `max_retries`: further attempts on a tier
-    after the first; without it, as each client has it.
+    after the first; without it as the tier is set, else as its client is.
     """
 
     def __init__(
@@ -75,82 +98,97 @@ class LLMRouter:
         messages: Sequence[Mapping[str, Any]],
         *,
         session_id: str | None = None,
-        max_tokens: int = 4096,
+        max_tokens: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         system: System = None,
         temperature: float | None = None,
         tags: Mapping[str, str] | None = None,
         budget_usd: Decimal | int | str | float | None = None,
-        timeout_s: float = 120.0,
-        deadline_s: float = 300.0,
+        timeout_s: float | None = None,
+        deadline_s: float = DEADLINE_S,
         **params: Any,
     ) -> RouteResponse:
         """Ask the task's tier.
 
-        timeout_s bounds one attempt, deadline_s the whole call with its waits, both by the wall
-        clock. budget_usd is a hard limit in USD on this request, retries included. `params` go
-        to the provider they are known to.
+        max_tokens: of the answer; without it as the tier is set, else 4096. timeout_s bounds one
+        attempt (without it as the tier is set, else as the client is: 120 s), deadline_s the whole call
+        with its waits, both by the wall clock. budget_usd is a hard limit in USD on this request,
+        retries included. `params` go to the provider they are known to.
 
         Raises InvalidRequest (UnknownTask, UnknownTier), MissingKey, SettingsError: nothing was
         recorded. BudgetExceeded, UnpricedModel, UnboundedRequest: nothing was sent.
         RouteExhausted: no answer. LedgerError: the books could not be kept.
         """
-        call = Call(messages, max_tokens, tools, system, temperature, params)
-        return self._route(task, call, None, session_id, tags, budget_usd, timeout_s, deadline_s)
+        request = _Asked(task, messages, max_tokens, tools, system, temperature, params)
+        return self._route(request, (), session_id, tags, budget_usd, timeout_s, deadline_s)
 
     def route_with_fallback(
         self,
         task: str,
         messages: Sequence[Mapping[str, Any]],
         *,
-        fallback_tier: ModelTier | str = ModelTier.FAST,
+        fallback_tier: ModelTier | str | Sequence[ModelTier | str] | None = None,
         session_id: str | None = None,
-        max_tokens: int = 4096,
+        max_tokens: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         system: System = None,
         temperature: float | None = None,
         tags: Mapping[str, str] | None = None,
         budget_usd: Decimal | int | str | float | None = None,
-        timeout_s: float = 120.0,
-        deadline_s: float = 300.0,
+        timeout_s: float | None = None,
+        deadline_s: float = DEADLINE_S,
         **params: Any,
     ) -> RouteResponse:
         """As `route`, and where the task's own tier fails, the fallback tier is asked too.
 
-        The task's own tier as fallback means none. budget_usd and deadline_s cover both tiers.
+        fallback_tier: one, or several to be asked in turn; without it as the tier is set, else FAST.
+        The task's own tier as fallback means none. budget_usd and deadline_s cover all tiers.
         """
-        call = Call(messages, max_tokens, tools, system, temperature, params)
-        return self._route(task, call, fallback_tier, session_id, tags, budget_usd, timeout_s, deadline_s)
+        request = _Asked(task, messages, max_tokens, tools, system, temperature, params)
+        if fallback_tier is None:
+            setting = self._setting().tiers.get(tier_of(task))
+            fallback_tier = setting.fallback if setting and setting.fallback else ModelTier.FAST
+        fallbacks = (fallback_tier,) if isinstance(fallback_tier, str) else tuple(fallback_tier)
+        return self._route(request, fallbacks, session_id, tags, budget_usd, timeout_s, deadline_s)
 
     def _route(
         self,
-        task: str,
-        call: Call,
-        fallback_tier: str | None,
+        asked: _Asked,
+        fallbacks: Sequence[str],
         session_id: str | None,
         tags: Mapping[str, str] | None,
         budget_usd: Decimal | int | str | float | None,
-        timeout_s: float,
+        timeout_s: float | None,
         deadline_s: float,
     ) -> RouteResponse:
         from router import drive  # late: it loads the event models
 
-        tier = tier_of(task)
-        tiers = [tier] if fallback_tier in (None, tier) else [tier, str(fallback_tier)]
-        routes = [route_for(name, self._catalog, self._setting().tiers) for name in tiers]
-        targets = [drive.Target(route, self._client(route.provider)) for route in routes]
+        tier = tier_of(asked.task)
+        if timeout_s is not None:
+            timeout_s = seconds("timeout_s", timeout_s)
+        tiers = dict.fromkeys([tier, *map(str, fallbacks)])
+        targets = [self._target(name, asked, timeout_s) for name in tiers]
         targets[0].client.require_key()
-        request = drive.Request(
-            drive.new_id(), session_id, task, tags, tier, call.max_tokens, _budget(budget_usd)
+        request = drive.Request(drive.new_id(), session_id, asked.task, tags, tier, _budget(budget_usd))
+        pace = drive.Pace(seconds("deadline_s", deadline_s), self._backoff, self._sleep, self._clock)
+        _, response = drive.Drive(self.tracker.ledger, request, targets, pace).answer()
+        return response
+
+    def _target(self, tier: str, asked: _Asked, timeout_s: float | None) -> Target:
+        """A tier as this call asks it: as the call says, else as the tier is set, else by default."""
+        from router.prepare import Target
+
+        tiers = self._setting().tiers
+        setting = tiers.get(tier, _NOTHING_SET)
+        route = route_for(tier, self._catalog, tiers)
+        client = self._client(route.provider)
+        return Target(
+            route,
+            client,
+            asked.call(setting.max_tokens or DEFAULT_MAX_TOKENS),
+            _first(timeout_s, setting.timeout_s, client.timeout_s),
+            _first(self._max_retries, setting.max_retries, client.max_retries),
         )
-        limits = drive.Limits(
-            seconds("timeout_s", timeout_s),
-            seconds("deadline_s", deadline_s),
-            self._max_retries,
-            self._backoff,
-        )
-        ledger = self.tracker.ledger
-        return drive.Drive(ledger, call, request, targets, limits, self._sleep, self._clock).answer()
 
     @property
     def tracker(self) -> CostTracker:
@@ -199,6 +237,11 @@ class LLMRouter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _first(*choices: _T | None) -> _T:
+    """The first that is there; the last always is."""
+    return next(choice for choice in choices if choice is not None)
 
 
 def tier_of(task: str) -> str:

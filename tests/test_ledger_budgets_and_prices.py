@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ledger.budgets import Balance, Hold, Limit, ceiling_usd, check, prompt_tokens_at_most
 from ledger.errors import BudgetExceeded, SettingsError, UnpricedModel
 from ledger.prices import LongContext, ModelPrices, PriceBook, UnitPrices, Usage, list_cost_usd
+from ledger.settings import OwnPrice
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 D = Decimal
@@ -24,13 +25,11 @@ def prices(**units: str) -> ModelPrices:
     )
 
 
-def own(**fields: Any) -> dict[str, Any]:
-    return {
-        "provider": "openrouter",
-        "model": "own/model",
-        "from": datetime(2026, 1, 1, tzinfo=UTC).date(),
-        **fields,
-    }
+def own(**fields: Any) -> OwnPrice:
+    since = datetime(2026, 1, 1, tzinfo=UTC).date()
+    return OwnPrice(
+        "bughive.toml, line 7", {"provider": "openrouter", "model": "own/model", "from": since, **fields}
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,10 +85,15 @@ def test_own_prices_replace_those_that_ship_and_the_book_is_another() -> None:
         ({"inputs": D(1)}, "unknown key 'inputs'"),
         ({"from": "today"}, "must be a date"),
         ({"model": 3}, "must be strings"),
+        ({"aliases": "x"}, "aliases must be a list of ids"),
+        ({"overrun_tokens": -1}, "overrun_tokens must be a number of tokens, not -1"),
+        ({"long_context": [{}]}, "above_tokens must be a number of tokens, not None"),
+        ({"long_context": [{"above": 1}]}, "unknown key 'above' in long_context"),
+        ({"long_context": 200_000}, "long_context must be tables"),
     ],
 )
 def test_a_price_that_cannot_be_meant_is_named(fields: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(SettingsError, match=complaint):
+    with pytest.raises(SettingsError, match=f"^bughive.toml, line 7: .*{complaint}"):
         PriceBook.load([own(**fields)])
 
 

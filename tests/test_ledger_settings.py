@@ -30,6 +30,8 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_bughive_toml(tmp_path:
 def test_both_files_are_found_upwards_and_a_path_is_relative_to_its_file(tmp_path: Path) -> None:
     (tmp_path / "bughive.toml").write_text(
         '[ledger]\npath = "l"\ndurability = "process-crash"\n[tiers.FAST]\nmodel = "m/fast"\n'
+        'provider = "openrouter"\ntimeout_s = 7.5\nmax_retries = 0\nmax_tokens = 500\n'
+        'fallback = ["GENERAL"]\n'
     )
     (tmp_path / ".env").write_text("ANTHROPIC_API_KEY=k\n")
     deep = tmp_path / "a" / "b"
@@ -37,7 +39,7 @@ def test_both_files_are_found_upwards_and_a_path_is_relative_to_its_file(tmp_pat
     settings = Settings.load(deep, {})
     assert settings.ledger_path == tmp_path / "l"
     assert settings.durability == "process-crash"
-    assert settings.tiers == {"FAST": TierSetting("m/fast", "openrouter")}
+    assert settings.tiers == {"FAST": TierSetting("m/fast", "openrouter", 7.5, 0, 500, ("GENERAL",))}
     assert settings.get("ANTHROPIC_API_KEY") == "k"
 
 
@@ -58,8 +60,15 @@ def test_a_key_is_not_shown_with_the_settings(tmp_path: Path) -> None:
         ("[ledger]\npath = 3\n", 2, "path in [ledger] must be a text in quotes, not 3"),
         ('[ledger]\ndurability = "none"\n', 2, "must be power-loss or process-crash, not 'none'"),
         ("\n[budget]\n", 2, "unknown key 'budget' at the top; expected ledger, prices, tiers"),
-        ('[tiers.FAST]\nmodle = "x"\n', 2, "unknown key 'modle' in [tiers.FAST]; expected model, provider"),
-        ('[tiers.FAST]\nprovider = "openrouter"\n', 1, "[tiers.FAST] needs a model"),
+        ('[tiers.FAST]\nmodle = "x"\n', 2, "unknown key 'modle' in [tiers.FAST]; expected model, provider,"),
+        ('[tiers.FAST]\nprovider = "openrouter"\n', 1, "[tiers.FAST] needs a model and its provider"),
+        ('[tiers.FAST]\nmodel = "m"\n', 1, "[tiers.FAST] needs a model and its provider"),
+        ("[tiers.NEW]\nmax_tokens = 5\n", 1, "[tiers.NEW] needs a model and its provider"),
+        ("[tiers.FAST]\n\ntimeout_s = 0\n", 3, "timeout_s in [tiers.FAST] must be a number above 0, not 0"),
+        ("[tiers.FAST]\nmax_retries = 1.5\n", 2, "must be a whole number of at least 0, not 1.5"),
+        ("[tiers.FAST]\nmax_tokens = true\n", 2, "must be a whole number of at least 1, not True"),
+        ('[tiers.FAST]\nfallback = "GENERAL"\n', 2, "fallback in [tiers.FAST] must be a list of tiers"),
+        ('[tiers.FAST]\nfallback = ["GENRAL"]\n', 2, "names no tier 'GENRAL'; did you mean GENERAL?"),
         ('[tiers.FAST]\nmodel = "x"\nprovider = "acme"\n', 3, "must be anthropic or openrouter, not 'acme'"),
         ('ledger = "data"\n', 1, "ledger must be a table [ledger]"),
         ("prices = 3\n", 1, "prices must be tables [[prices]]"),

@@ -183,7 +183,7 @@ def test_the_task_map_and_the_catalog_are_read_at_each_call(
 
 
 def test_a_tier_is_repointed_in_bughive_toml(router: LLMRouter, tmp_path: Path) -> None:
-    (tmp_path / "bughive.toml").write_text(f'[tiers.REASONING]\nmodel = "{FAST}"\n')
+    (tmp_path / "bughive.toml").write_text(f'[tiers.REASONING]\nmodel = "{FAST}"\nprovider = "openrouter"\n')
 
     assert router.route("analyze_page", ASK)["model"] == FAST
 

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 import httpx
 
 from ledger.settings import Settings
-from router.catalog import model_id
-from router.errors import InvalidRequest, MissingKey
+from router.catalog import Route, model_id
+from router.errors import InvalidRequest, MissingKey, RouteExhausted
 from router.messages import System
-from router.policy import retrying
+from router.policy import BACKOFF, DEADLINE_S, retrying
 from router.types import ClientResponse
 
 if TYPE_CHECKING:  # loaded when the first call is made: `import router` stays light
+    from ledger.tracker import CostTracker
     from router.providers.transport import Channel
     from router.providers.wire import Answer, Reply
 
 _log = logging.getLogger("router")
+
+DIRECT_TIER = "DIRECT"  # where the books put what a client was asked without a router
 
 
 MAX_TOKENS_BOUND = 1_000_000_000
@@ -81,6 +84,7 @@ class ProviderClient:
     """One provider's API over HTTP. Thread-safe; a context manager; closes only a transport it made.
 
     timeout: seconds by the wall clock for one attempt. max_retries: further attempts after the first.
+    tracker: whose ledger is to record what is asked here without a router, under the tier DIRECT.
     """
 
     provider: ClassVar[str]
@@ -97,6 +101,7 @@ class ProviderClient:
         base_url: str | None = None,
         transport: httpx.BaseTransport | None = None,
         *,
+        tracker: CostTracker | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.timeout_s = seconds("timeout", timeout)
@@ -105,6 +110,7 @@ class ProviderClient:
         self._given_url = base_url
         self._transport = transport
         self._channel: Channel | None = None
+        self._tracker = tracker
         self._sleep = sleep
         self._lock = Lock()
 
@@ -137,14 +143,43 @@ class ProviderClient:
         """Raise MissingKey now, rather than at the first attempt."""
         _ = self._headers
 
-    def answer(self, call: Call, model: str) -> ClientResponse:
+    def _answer(
+        self, call: Call, model: str, task: str, session_id: str | None, tags: Mapping[str, str] | None
+    ) -> ClientResponse:
         """Ask, and ask again as the retry policy says. Raises the last attempt's ProviderError."""
+        named = model_id(self.provider, model)
+        if self._tracker is not None:
+            return self._booked(self._tracker, call, named, task, session_id, tags).as_response(named)
+        if session_id is not None or tags is not None:
+            raise InvalidRequest("session_id and tags are for the ledger; give this client a tracker=")
         from router.providers.wire import encoded
 
-        named = model_id(self.provider, model)
         body = encoded(self.body(call, named))
-        answer = retrying(self.max_retries, sleep=self._sleep)(self.send, body, self.timeout_s)
+        answer: Answer = retrying(self.max_retries, sleep=self._sleep)(self.send, body, self.timeout_s)
         return answer.as_response(named)
+
+    def _booked(
+        self,
+        tracker: CostTracker,
+        call: Call,
+        model: str,
+        task: str,
+        session_id: str | None,
+        tags: Mapping[str, str] | None,
+    ) -> Answer:
+        """The same with every attempt on the books: a request of one tier, DIRECT."""
+        from router import drive
+        from router.prepare import Target
+
+        request = drive.Request(drive.new_id(), session_id, task, tags, DIRECT_TIER)
+        route = Route(DIRECT_TIER, model, self.provider)
+        target = Target(route, self, call, self.timeout_s, self.max_retries)
+        pace = drive.Pace(DEADLINE_S, BACKOFF, self._sleep, time.monotonic)
+        try:
+            answer, _ = drive.Drive(tracker.ledger, request, [target], pace).answer()
+        except RouteExhausted as exhausted:
+            raise exhausted.attempts[-1].error from None
+        return answer
 
     # what is made when it is first needed
 
@@ -233,13 +268,20 @@ class AnthropicClient(ProviderClient):
         tools: Sequence[Mapping[str, Any]] | None = None,
         system: System = None,
         temperature: float | None = None,
+        *,
+        session_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
         **params: Any,
     ) -> ClientResponse:
         """One answer, retried as the policy says; a leading `anthropic/` of the model is dropped.
 
-        Raises ProviderError when the last attempt has failed, MissingKey, InvalidRequest.
+        session_id and tags: for the books of a client with a tracker.
+
+        Raises ProviderError when the last attempt has failed, MissingKey, InvalidRequest; with a
+        tracker also LedgerError.
         """
-        return self.answer(Call(messages, max_tokens, tools, system, temperature, params), model)
+        call = Call(messages, max_tokens, tools, system, temperature, params)
+        return self._answer(call, model, "create_message", session_id, tags)
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -268,13 +310,20 @@ class OpenRouterClient(ProviderClient):
         tools: Sequence[Mapping[str, Any]] | None = None,
         system: System = None,
         temperature: float | None = None,
+        *,
+        session_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
         **params: Any,
     ) -> ClientResponse:
         """One answer, retried as the policy says.
 
-        Raises ProviderError when the last attempt has failed, MissingKey, InvalidRequest.
+        session_id and tags: for the books of a client with a tracker.
+
+        Raises ProviderError when the last attempt has failed, MissingKey, InvalidRequest; with a
+        tracker also LedgerError.
         """
-        return self.answer(Call(messages, max_tokens, tools, system, temperature, params), model)
+        call = Call(messages, max_tokens, tools, system, temperature, params)
+        return self._answer(call, model, "create_completion", session_id, tags)
 
     @cached_property
     def dialect(self) -> Dialect:
