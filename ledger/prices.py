@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
@@ -138,6 +138,7 @@ class PriceBook:
         """
         shipped = tomllib.loads(_DEFAULT_BOOK.read_text("utf-8"), parse_float=Decimal)["prices"]
         own_entries = [_entry(price.entry, price.where) for price in own]
+        _refuse_doubles(own_entries)
         replaced = {(entry.provider, entry.model) for entry in own_entries}
         kept = [
             entry
@@ -153,6 +154,18 @@ class PriceBook:
             if entry.starts_at <= moment:
                 in_force = entry
         return in_force
+
+
+def _refuse_doubles(entries: Sequence[ModelPrices]) -> None:
+    seen: set[tuple[str, str, datetime]] = set()
+    for entry in entries:
+        key = (entry.provider, entry.model, entry.starts_at)
+        if key in seen:
+            raise SettingsError(
+                f"bughive.toml has two [[prices]] of {entry.provider} {entry.model} from"
+                f" {entry.starts_at:%Y-%m-%d}; keep one"
+            )
+        seen.add(key)
 
 
 _UNIT_KEYS = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "web_search")

@@ -85,6 +85,7 @@ def connect(
 
 def ledger_sql(path: str | Path) -> str:
     """The text of ledger.sql: the snapshot and all views, for a DuckDB with nothing else installed."""
+    place = quoted(os.path.abspath(path))
     return "\n".join(
         [
             "-- This ledger's events and all views over them, journals included, as of now.",
@@ -93,9 +94,12 @@ def ledger_sql(path: str | Path) -> str:
             "--     select * from sessions;",
             "--",
             "-- Run it again for newer data. It writes nothing to the ledger. Made by bughive-costs.",
+            "--",
+            "-- It reads the place named below, wherever this file lies. In a copy, first say where that is:",
+            "--     set variable ledger_at = '/where/the/copy/is';",
             "",
             "set TimeZone = 'UTC';",
-            f"set variable ledger_path = {quoted(os.path.abspath(path))};",
+            f"set variable ledger_path = coalesce(getvariable('ledger_at'), {place});",
             f"set variable ledger_fields = {quoted(_fields())};",
             "",
             _sql_file("snapshot"),
@@ -157,7 +161,7 @@ def select_only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckD
 
 def existing_ledger(path: str | Path) -> Path:
     """The ledger's absolute path. Raises LedgerError where there is none; creates nothing."""
-    root = Path(os.path.abspath(path))
+    root = Path(os.path.abspath(Path(path).expanduser()))
     if root.is_dir() and (root / "journals").is_dir():
         return root
     if not root.exists():
@@ -390,8 +394,10 @@ def quoted(text: str) -> str:
 
 
 def _first_words(error: Exception) -> str:
-    """DuckDB's message without its kind, its candidates and the quoted SQL: one line."""
-    return re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", str(error).strip()).split("\n", 1)[0].strip()
+    """DuckDB's message as one line: without its kind and the quoted SQL, with what it thinks was meant."""
+    first, *more = str(error).strip().splitlines()
+    hints = [line.strip() for line in more if line.startswith(("Did you mean", "Candidate bindings"))]
+    return " ".join([re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first).strip(), *hints])
 
 
 def _described(statements: Sequence[duckdb.Statement]) -> str:

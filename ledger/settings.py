@@ -85,7 +85,7 @@ class Settings:
         toml = _TomlFile.read(toml_path) if toml_path else None
         named = environment.get("BUGHIVE_LEDGER") or dotenv.get("BUGHIVE_LEDGER")
         return cls(
-            ledger_path=Path(named) if named else (toml.ledger_path if toml else DEFAULT_LEDGER),
+            ledger_path=Path(named).expanduser() if named else (toml.ledger_path if toml else DEFAULT_LEDGER),
             durability=toml.durability if toml else "power-loss",
             tiers=toml.tiers if toml else {},
             prices=toml.prices if toml else (),
@@ -125,7 +125,8 @@ class _TomlFile:
         self.durability: Durability = self._one_of(
             ledger, "ledger", "durability", _DURABILITIES, "power-loss"
         )
-        self.ledger_path = path.parent / self._text_of(ledger, "ledger", "path", str(DEFAULT_LEDGER))
+        ledger_path = Path(self._text_of(ledger, "ledger", "path", str(DEFAULT_LEDGER)))
+        self.ledger_path = path.parent / ledger_path.expanduser()
         self.tiers = self._tiers(self._table(content, "tiers"))
         self.prices = self._prices(content.get("prices", []))
 
@@ -223,7 +224,9 @@ class _TomlFile:
     def _text_of(self, content: Mapping[str, Any], table: str, key: str, default: str) -> str:
         value = content.get(key, default)
         if not isinstance(value, str) or (key in content and not value):
-            raise self._wrong(table, key, f"{key} in [{table}] must be a text in quotes, not {value!r}")
+            raise self._wrong(
+                table, key, f"{key} in [{table}] must be a text in quotes that is not empty, not {value!r}"
+            )
         return value
 
     def _one_of(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from ledger.errors import LedgerError
 from ledger.reader import connect, lock, select_only
@@ -11,6 +14,10 @@ from reports.render import Column, Document, Table, harmless
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import duckdb
+
+_T = TypeVar("_T")
 
 
 class Rows(NamedTuple):
@@ -42,17 +49,42 @@ class Rows(NamedTuple):
 
 def sql_report(path: str | Path, sql: str, *, tz: str = "UTC", allow_damage: bool = False) -> Rows:
     """The rows of one SELECT. Raises LedgerError for any other SQL, and for one that DuckDB refuses."""
-    import duckdb
-
     with connect(path, tz=tz, allow_damage=allow_damage) as connection:
         lock(connection)
-        try:
-            result = select_only(connection, sql)
-            names = _distinct([column[0] for column in result.description or ()])
-            rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-        except duckdb.Error as error:
-            raise LedgerError(f"this SQL cannot be run: {str(error).splitlines()[0]}") from error
+        names, rows = _interruptible(connection, lambda: _rows(connection, sql))
     return Rows(names, rows)
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], list[dict[str, Any]]]:
+    import duckdb
+
+    try:
+        result = select_only(connection, sql)
+        names = _distinct([column[0] for column in result.description or ()])
+        return names, [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    except duckdb.Error as error:
+        raise LedgerError(f"this SQL cannot be run: {str(error).splitlines()[0]}") from error
+
+
+def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _T]) -> _T:
+    """Do work in a thread: a Ctrl-C cannot reach DuckDB while it holds this one."""
+    done: Future[_T] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    try:
+        Thread(target=do, name="bughive-sql", daemon=True).start()
+        wait([done])
+    except KeyboardInterrupt:
+        while not done.done():  # again and again: an interrupt before the query has begun is lost
+            connection.interrupt()
+            wait([done], timeout=0.05)
+        raise
+    return done.result()
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -66,9 +66,24 @@ app = typer.Typer(
     name="bughive-costs",
     cls=PlainGroup,
     help="What every request, retry and fallback cost.",
+    epilog="Exit status: 0 fine, 1 no such session, 2 wrong usage or an unreadable ledger, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+)
+
+INTERRUPTED = 130
+_ONCE = (
+    "--session",
+    "--by",
+    "--since",
+    "--until",
+    "--last",
+    "--format",
+    "--ledger",
+    "--tz",
+    "--limit",
+    "--seed",
 )
 
 LedgerOption = Annotated[
@@ -99,13 +114,13 @@ def report(
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
     allow_damage: DamageOption = False,
-) -> None:
+) -> _Page:
     """What was spent, by one session or in a period."""
     from reports.spend import spend_report
 
     within = _period(format, since, until, last, tz)
     path = _ledger_path(ledger)
-    _write(
+    return _Page(
         spend_report(path, session_id=session, period=within, by=by, tz=tz, allow_damage=allow_damage), format
     )
 
@@ -120,7 +135,7 @@ def sessions(
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
     allow_damage: DamageOption = False,
-) -> None:
+) -> _Page:
     """The sessions, the latest first."""
     from reports.options import count
     from reports.sessions import sessions_report
@@ -128,7 +143,7 @@ def sessions(
     within = _period(format, since, until, last, tz)
     most = count(limit, "--limit")
     path = _ledger_path(ledger)
-    _write(sessions_report(path, period=within, limit=most, tz=tz, allow_damage=allow_damage), format)
+    return _Page(sessions_report(path, period=within, limit=most, tz=tz, allow_damage=allow_damage), format)
 
 
 @app.command(cls=PlainCommand)
@@ -138,12 +153,12 @@ def sql(
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
     allow_damage: DamageOption = False,
-) -> None:
+) -> _Page:
     """Ask the ledger in SQL; nothing but the ledger can be read, and nothing written."""
     from reports.adhoc import sql_report
 
     _period(format, None, None, None, tz)
-    _write(sql_report(_ledger_path(ledger), select, tz=tz, allow_damage=allow_damage), format)
+    return _Page(sql_report(_ledger_path(ledger), select, tz=tz, allow_damage=allow_damage), format)
 
 
 @app.command(cls=PlainCommand)
@@ -155,10 +170,15 @@ def seal(ledger: LedgerOption = None) -> None:
     with Ledger.open(existing_ledger(_ledger_path(ledger)), auto_seal=False) as opened:
         sealed = opened.seal()
     events = sum(batch.rows for batch in sealed.batches)
+    segments, removed = len(sealed.batches), len(sealed.removed_journals)
     typer.echo(
-        f"sealed {events:,} events into {len(sealed.batches)} segments,"
-        f" removed {len(sealed.removed_journals)} journals"
+        f"sealed {_counted(events, 'event')} into {_counted(segments, 'segment')},"
+        f" removed {_counted(removed, 'journal')}"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 @app.command(cls=PlainCommand)
@@ -172,7 +192,7 @@ def demo(
     from reports.demo import run_demo
     from reports.options import count
 
-    run_demo(Path(ledger), Console(), count(seed, "--seed"))
+    run_demo(Path(ledger).expanduser(), Console(), count(seed, "--seed"))
 
 
 def _period(format: str, since: str | None, until: str | None, last: str | None, tz: str) -> Period:
@@ -186,40 +206,73 @@ def _period(format: str, since: str | None, until: str | None, last: str | None,
 
 def _ledger_path(named: str | None) -> Path:
     if named is not None:
-        return Path(named)
+        return Path(named).expanduser()
     from ledger.settings import Settings
 
     return Settings.load().ledger_path
 
 
-def _write(report: Report, format: str) -> None:
-    from reports.render import write
+class _Page(NamedTuple):
+    """What a command has to show; written when the command is done, so that click sees no broken pipe."""
 
-    write(report, format, sys.stdout)
+    report: Report
+    format: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and give its exit status; BUGHIVE_DEBUG=1 lets an unforeseen error show itself."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks is no error
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        status = app(given or ["--help"], standalone_mode=False)
-        sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        _refuse_repeated(given)
+        result = app(given or ["--help"], standalone_mode=False)
+        return _failed("interrupted", INTERRUPTED) if result == INTERRUPTED else _show(result)
     except BughiveError as error:
         return _failed(str(error), 1 if isinstance(error, NoSuchSession) else 2)
     except _CommandLineError as error:
         return _failed(getattr(error, "format_message", error.__str__)(), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted", 130)
-    except BrokenPipeError:  # the reader has seen enough; keep Python from complaining at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _failed("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of the demo has seen enough
+        return _give_up_output(0)
     except Exception as error:
         if os.environ.get("BUGHIVE_DEBUG"):
             raise
         return _failed(f"{type(error).__name__}: {error} (BUGHIVE_DEBUG=1 shows where)", 2)
+
+
+def _show(result: object) -> int:
+    """Write what a command returned; its exit status."""
+    try:
+        if isinstance(result, _Page):
+            from reports.render import write
+
+            write(result.report, result.format, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        return _give_up_output(0)
+    except OSError as error:
+        return _give_up_output(_failed(f"the output cannot be written: {error.strerror}", 2))
+    return result if isinstance(result, int) else 0
+
+
+def _give_up_output(status: int) -> int:
+    """Keep Python from complaining at exit about what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _refuse_repeated(arguments: Sequence[str]) -> None:
+    """An option given twice means only one of the two; click would take the last without a word."""
+    from reports.options import UsageError
+
+    names = [argument.split("=")[0] for argument in arguments if argument in _ONCE or "=" in argument]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise UsageError(f"{name} is given more than once; give it once")
 
 
 def _failed(message: str, status: int) -> int:

@@ -69,8 +69,11 @@ def period(since: str | None, until: str | None, last: str | None, tz: str, now:
         _moment(since, zone, "--since") if since is not None else None,
         _moment(until, zone, "--until") if until is not None else None,
     )
-    if bounds.since is not None and bounds.until is not None and bounds.since > bounds.until:
-        raise UsageError(f"--since {since} is after --until {until}; nothing lies between them")
+    if bounds.since is not None and bounds.until is not None and bounds.since >= bounds.until:
+        raise UsageError(
+            f"nothing lies between --since {since} and --until {until}: --until itself is not included,"
+            " so name the day after the last one"
+        )
     return bounds
 
 

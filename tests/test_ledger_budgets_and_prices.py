@@ -97,6 +97,11 @@ def test_a_price_that_cannot_be_meant_is_named(fields: dict[str, Any], complaint
         PriceBook.load([own(**fields)])
 
 
+def test_two_prices_of_one_model_from_the_same_day_are_refused() -> None:
+    with pytest.raises(SettingsError, match="two .*of openrouter own/model from 2026-01-01; keep one"):
+        PriceBook.load([own(input=D(5)), own(input=D(6))])
+
+
 def test_a_list_cost_adds_every_bucket_at_its_own_price() -> None:
     units = UnitPrices(D(15), D("1.5"), D("18.75"), D(30), D(75), D("0.01"))
     usage = Usage(1000, 2000, 300, 40, 500, 100, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -95,6 +96,18 @@ def test_plain_duckdb_reads_the_same_events_and_views(sealed: bool, history: His
         ("attempt_succeeded",),
         ("request_completed",),
     ]
+
+
+def test_a_copys_ledger_sql_reads_the_copy_where_it_is_told_to(history: History, tmp_path: Path) -> None:
+    history.play(ONE_ANSWER)
+    copy = tmp_path / "copy"
+    shutil.copytree(history.path, copy)
+    history.play(ONE_ANSWER)
+    told = f"set variable ledger_at = '{copy}';\n" + (copy / "ledger.sql").read_text("utf-8")
+    with duckdb.connect() as connection:
+        connection.execute(told)
+        assert connection.execute("select requests from sessions").fetchall() == [(1,)]
+    assert in_plain_duckdb(copy, "select requests from sessions") == [(2,)], "else the place it names"
 
 
 def test_duckdbs_own_prompt_reads_ledger_sql(history: History) -> None:

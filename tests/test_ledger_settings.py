@@ -43,6 +43,13 @@ def test_both_files_are_found_upwards_and_a_path_is_relative_to_its_file(tmp_pat
     assert settings.get("ANTHROPIC_API_KEY") == "k"
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "bughive.toml").write_text('[ledger]\npath = "~/led"\n')
+    assert Settings.load(tmp_path, {}).ledger_path == Path("/home/somebody/led")
+    assert Settings.load(tmp_path, {"BUGHIVE_LEDGER": "~/x"}).ledger_path == Path("/home/somebody/x")
+
+
 def test_a_key_is_not_shown_with_the_settings(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("ANTHROPIC_API_KEY=canary-1\n")
     assert "canary" not in repr(Settings.load(tmp_path, {"OPENROUTER_API_KEY": "canary-2"}))
@@ -57,7 +64,7 @@ def test_a_key_is_not_shown_with_the_settings(tmp_path: Path) -> None:
             4,
             "unknown key 'paht' in [ledger]; expected path, durability",
         ),
-        ("[ledger]\npath = 3\n", 2, "path in [ledger] must be a text in quotes, not 3"),
+        ("[ledger]\npath = 3\n", 2, "path in [ledger] must be a text in quotes that is not empty, not 3"),
         ('[ledger]\ndurability = "none"\n', 2, "must be power-loss or process-crash, not 'none'"),
         ("\n[budget]\n", 2, "unknown key 'budget' at the top; expected ledger, prices, tiers"),
         ('[tiers.FAST]\nmodle = "x"\n', 2, "unknown key 'modle' in [tiers.FAST]; expected model, provider,"),

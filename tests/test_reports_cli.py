@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from played import History
 
-from reports import cli
+from reports import adhoc, cli
 from reports.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +153,10 @@ def _read(descriptor: int) -> bytes:
         (["report", "--format", "jsn"], "--format knows no 'jsn'; did you mean json?"),
         (["report", "--tz", "Europe/Berln"], "--tz knows no 'Europe/Berln'; did you mean Europe/Berlin"),
         (["report", "--since", "2026-02-30"], "--since '2026-02-30' is no date or moment"),
-        (["report", "--since", "2026-03-01", "--until", "2026-02-01"], "--since 2026-03-01 is after --until"),
+        (
+            ["report", "--since", "2026-03-01", "--until", "2026-02-01"],
+            "nothing lies between --since 2026-03-01 and --until",
+        ),
         (["report", "--last", "7"], "--last '7' is no span of time"),
         (["report", "--last", "7d", "--since", "2026-02-01"], "--last goes without --since"),
         (["sessions", "--limit", "-1"], "--limit '-1' is no number"),
@@ -193,7 +200,7 @@ def test_an_unforeseen_error_is_one_line_unless_debugging(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("how\ncould this be")
 
-    monkeypatch.setattr(cli, "_write", broken)
+    monkeypatch.setattr(cli, "_show", broken)
     monkeypatch.delenv("BUGHIVE_DEBUG", raising=False)
     status, line = failed(capsys, "report", "--ledger", ledger)
     assert status == 2
@@ -202,6 +209,60 @@ def test_an_unforeseen_error_is_one_line_unless_debugging(
     monkeypatch.setenv("BUGHIVE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main(["report", "--ledger", ledger])
+
+
+@pytest.mark.parametrize("option", ["--by", "--session", "--format"])
+def test_an_option_given_twice_is_refused_rather_than_dropped(
+    option: str, ledger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, line = failed(capsys, "report", "--ledger", ledger, option, "tier", f"{option}=model")
+    assert (status, line) == (2, f"{option} is given more than once; give it once")
+
+
+@pytest.mark.parametrize(("redirect", "status"), [(">/dev/full", 2), (">&-", 0)])
+def test_output_that_cannot_be_written_is_one_line(redirect: str, status: int, ledger: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join([*COMMAND, 'report', '--ledger', ledger])} {redirect}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert done.stderr.count("\n") <= 1
+    assert ("No space left on device" in done.stderr) == (status == 2)
+
+
+def test_ctrl_c_reaches_a_query_that_runs() -> None:
+    interrupted, running = threading.Event(), threading.Event()
+
+    class Busy:
+        """A connection whose query goes on until it is interrupted."""
+
+        interrupt = staticmethod(interrupted.set)
+
+    def query() -> None:
+        running.set()
+        assert interrupted.wait(timeout=30)
+
+    def press_ctrl_c() -> None:
+        assert running.wait(timeout=30)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    pressing = threading.Thread(target=press_ctrl_c)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        adhoc._interruptible(cast(Any, Busy()), query)
+    pressing.join()
+    assert interrupted.is_set()
+
+
+def test_a_mistyped_view_is_answered_with_the_nearest(
+    ledger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, line = failed(capsys, "sql", "--ledger", ledger, "select * from attemps")
+    assert status == 2
+    assert "attempts" in line
 
 
 def test_a_damaged_ledger_is_refused_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -295,7 +295,7 @@ def test_what_a_period_means(
         (None, "yesterday", None, "UTC", r"--until 'yesterday' is no date or moment"),
         ("", None, None, "UTC", r"--since '' is no date"),
         ("0001-01-01", None, None, "Asia/Tokyo", r"--since '0001-01-01' is no date"),
-        ("2026-11-23", "2026-11-22", None, "UTC", r"--since 2026-11-23 is after --until 2026-11-22"),
+        ("2026-11-23", "2026-11-22", None, "UTC", r"nothing lies between --since 2026-11-23"),
         ("2026-11-22", None, "7d", "UTC", r"--last goes without"),
         (None, None, "7", "UTC", r"--last '7' is no span of time"),
         (None, None, "0d", "UTC", r"--last '0d' is no span of time"),
