@@ -1,17 +1,19 @@
 """The event-sourced ledger: every request, attempt, fallback and token count, as immutable events.
 
-    events · schema        what is recorded
-    journal · segments     where it is kept: append-only journals, sealed into Parquet
-    recovery · state       what is done when a process died; what is derived, in SQLite
-    prices · budgets       what it costs, and may cost (pure)
-    reader · views/*.sql   what is read: DuckDB over segments and journals
-    ledger · tracker       the two classes a program uses
+    events · schema                 what is recorded
+    journal · segments · manifest   where it is kept: append-only journals, sealed into Parquet
+    files · layout                  what its folder must have, and how a file survives
+    recovery · state                what is done when a process died; what is derived, in SQLite
+    prices · budgets · settings     what it costs, may cost, and how it is set
+    reader · views/*.sql            what is read: DuckDB over segments and journals
+    ledger · request_log · tracker  the classes a program uses
 
 Importing this package imports none of them: each is loaded when first used.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from ledger.tracker import CostTracker
 
 __all__ = ["CostTracker", "Ledger"]
+
+logging.getLogger("ledger").addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

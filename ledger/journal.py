@@ -19,14 +19,14 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from ledger.errors import LedgerError
+from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import REQUEST_ENDS, SCHEMA_VERSION, JournalClosed, JournalOpened, rfc3339
 from ledger.files import open_private, sync_data, sync_folder, try_lock, write_all
 
@@ -97,6 +97,29 @@ def part_paths(folder: Path, journal_id: str) -> list[Path]:
     while (path := part_path(folder, journal_id, len(paths) + 1)).exists():
         paths.append(path)
     return paths
+
+
+def journal_ids(folder: Path) -> list[str]:
+    """The journals in a folder, oldest first; the empty one that is always there is none."""
+    names = (path.name.removesuffix(".jsonl") for path in folder.glob("*.jsonl"))
+    return sorted(name for name in names if "." not in name and name != "empty")
+
+
+def merged_events(
+    stories: Iterable[tuple[Path, Story]], sealed: Mapping[int, Mapping[str, Any]] | None = None
+) -> dict[int, Mapping[str, Any]]:
+    """The events of a journal's parts by number, each once; with what is `sealed` where a part lacks it.
+
+    A part begins with lines of the one before it. Raises DamagedLedger where two copies differ.
+    """
+    events: dict[int, Mapping[str, Any]] = {}
+    for path, story in stories:
+        for event in story.events:
+            if events.setdefault(event["seq"], event) != event:
+                raise DamagedLedger(f"{path}: event {event['seq']} has other content than in the part before")
+    for seq, known in (sealed or {}).items():
+        events.setdefault(seq, known)
+    return events
 
 
 class Stamped(NamedTuple):
@@ -412,4 +435,5 @@ def _opening(event: BaseModel) -> int:
 
 
 def _cannot_write(path: Path, error: OSError) -> LedgerError:
-    return LedgerError(f"the ledger cannot write {path}: {error.strerror or error}; nothing was sent or lost")
+    why = error.strerror or error
+    return LedgerError(f"the ledger cannot write {path}: {why}; make room, or mend the disk")

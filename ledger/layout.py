@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ledger.errors import LedgerError
 from ledger.files import check_file_system, make_private_folder, open_private, replace_file, sync_folder
-from ledger.journal import part_paths, read_story
+from ledger.journal import journal_ids, merged_events, part_paths, read_story
 from ledger.manifest import coverage, read_manifest
 
 EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")
@@ -90,10 +90,10 @@ def all_stories(path: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]
 
     batches, _ = read_manifest(path)
     folder = path / "journals"
-    found = {file.name.split(".")[0] for file in folder.glob("*.jsonl")} - {"empty"}
-    for journal_id in sorted(found | set(coverage(batches))):
-        by_seq = {event["seq"]: event for event in sealed_events(path, batches, journal_id)}
-        for part in part_paths(folder, journal_id):
-            for event in read_story(part.read_bytes(), journal_id).events:
-                by_seq.setdefault(event["seq"], event)
+    for journal_id in sorted({*journal_ids(folder), *coverage(batches)}):
+        stories = [
+            (part, read_story(part.read_bytes(), journal_id)) for part in part_paths(folder, journal_id)
+        ]
+        sealed = {event["seq"]: event for event in sealed_events(path, batches, journal_id)}
+        by_seq = merged_events(stories, sealed)
         yield journal_id, [by_seq[seq] for seq in sorted(by_seq)]

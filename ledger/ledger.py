@@ -164,6 +164,10 @@ class Ledger:
         """This ledger's identity: 32 hex characters, in the name of each of its segments."""
         return self._identity.ledger_id
 
+    def now(self) -> datetime:
+        """The moment by this ledger's clock, UTC-aware."""
+        return self._clock()
+
     def prompt_hash(self, body: bytes) -> str:
         """32 hex characters; equal for equal bodies in one ledger, and no help in guessing a prompt."""
         return hashlib.blake2b(body, key=self._identity.prompt_key, digest_size=16).hexdigest()
@@ -278,6 +282,7 @@ class Ledger:
                 self._start_sealer()
 
     def request_ended(self, journal: Journal) -> None:
+        """Give a leased journal back; one that was rotated out is closed with its last request."""
         with self._lock:
             if journal not in self._journals:
                 return  # closed meanwhile

@@ -25,7 +25,16 @@ from ledger.events import (
     RequestFailed,
 )
 from ledger.files import locked, open_private, sync_data, sync_folder, write_all
-from ledger.journal import Clock, Story, part_path, part_paths, read_story, stamped_line
+from ledger.journal import (
+    Clock,
+    Story,
+    journal_ids,
+    merged_events,
+    part_path,
+    part_paths,
+    read_story,
+    stamped_line,
+)
 from ledger.state import State
 
 _log = logging.getLogger("ledger")
@@ -52,11 +61,11 @@ def recover(
     folder = ledger_path / "journals"
     closed = {name for name, (_, is_closed) in state.positions().items() if is_closed}
     recovered = []
-    for path in sorted(folder.glob("*.jsonl")):
-        journal_id = path.name.removesuffix(".jsonl")
-        if "." in journal_id or journal_id == "empty" or journal_id in closed:
+    for journal_id in journal_ids(folder):
+        if journal_id in closed:
             continue
         try:
+            path = part_path(folder, journal_id, 1)
             found = _recover_journal(path, journal_id, state, clock, sealed.get(journal_id, 0), load)
         except DamagedLedger as error:
             _log.error("%s", error)
@@ -102,13 +111,10 @@ def _whole_story(
     A disk may lose an end that was sealed already: those numbers are taken, and come from the segments.
     Raises DamagedLedger where a number is missing.
     """
-    by_seq: dict[int, Mapping[str, Any]] = {}
-    for part in parts:
-        for event in read_story(part.read_bytes(), journal_id).events:
-            by_seq.setdefault(event["seq"], event)
+    stories = [(part, read_story(part.read_bytes(), journal_id)) for part in parts]
+    by_seq = merged_events(stories)
     if any(seq not in by_seq for seq in range(1, sealed_seq + 1)):
-        for sealed in load(journal_id):
-            by_seq.setdefault(sealed["seq"], sealed)
+        by_seq = merged_events(stories, {event["seq"]: event for event in load(journal_id)})
     missing = next((seq for seq in range(1, max(by_seq, default=0) + 1) if seq not in by_seq), None)
     if missing:
         raise DamagedLedger(f"{parts[0]}: event {missing} is missing; nothing was changed")

@@ -37,7 +37,7 @@ from ledger.files import (
     try_lock,
     write_all,
 )
-from ledger.journal import Clock, part_path, part_paths, read_story
+from ledger.journal import Clock, journal_ids, merged_events, part_path, part_paths, read_story
 from ledger.manifest import MANIFEST, Batch, coverage, read_manifest
 from ledger.recovery import recover
 from ledger.schema import COLUMNS, Kind, arrow_schema
@@ -53,7 +53,7 @@ JOURNAL_REMOVED_AFTER_S = 60.0
 ROWS_PER_SEGMENT = 500_000
 _FOOTER_KEY = b"bughive"
 
-EventRow = dict[str, Any]
+EventRow = Mapping[str, Any]
 
 
 class Sealed(NamedTuple):
@@ -163,17 +163,15 @@ def _unsealed(ledger_path: Path, covered: Mapping[str, int]) -> dict[str, list[E
     """Per journal the whole lines after what is covered, in order, on disk for certain."""
     pending: dict[str, list[EventRow]] = {}
     folder = ledger_path / "journals"
-    for path in sorted(folder.glob("*.jsonl")):
-        journal_id, _, part = path.name.removesuffix(".jsonl").partition(".")
-        if part or journal_id == "empty":
-            continue
-        by_seq: dict[int, EventRow] = {}
-        for file in part_paths(folder, journal_id):
-            story = read_story(_synced_content(file), journal_id)
+    for journal_id in journal_ids(folder):
+        path = part_path(folder, journal_id, 1)
+        stories = [
+            (part, read_story(_synced_content(part), journal_id)) for part in part_paths(folder, journal_id)
+        ]
+        for part, story in stories:
             if story.damage:
-                raise DamagedLedger(f"{file}: {story.damage}; see what happened to it before sealing")
-            for event in story.events:
-                by_seq.setdefault(event["seq"], event)
+                raise DamagedLedger(f"{part}: {story.damage}; see what happened to it before sealing")
+        by_seq = merged_events(stories)
         first = covered.get(journal_id, 0) + 1
         last = max(by_seq, default=0)
         missing = next((seq for seq in range(first, last + 1) if seq not in by_seq), None)

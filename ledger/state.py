@@ -59,6 +59,16 @@ create table session_batches (
 ) strict, without rowid;
 """
 
+# of a scope, what of a hold must equal its id
+_HOLD_COLUMNS = {
+    "request": "request_id",
+    "session": "session_id",
+    "task": "task",
+    "tier": "tier",
+    "model": "model",
+    "all": "''",
+}
+
 BalanceKey = tuple[str, str, int]
 HoldState = Literal["reserved", "in_flight", "in_doubt"]
 
@@ -301,9 +311,9 @@ class State:
 
     def balance(self, scope: str, scope_id: str) -> Balance:
         """What counts against a limit of that scope, all time."""
-        column = {"request": "request_id", "session": "session_id", "task": "task", "tier": "tier"}.get(
-            scope, "model"
-        )
+        column = _HOLD_COLUMNS.get(scope)
+        if column is None:
+            raise LedgerError(f"no balance is kept for the scope {scope!r}")
         if scope == "request":
             spent = self._db.execute(
                 "select spent_pico from request_spent where request_id = ?", (scope_id,)
@@ -312,11 +322,11 @@ class State:
             spent = self._db.execute(
                 "select sum(spent_pico) from balances where scope = ? and scope_id = ?", (scope, scope_id)
             ).get
-        where = "true" if scope == "all" else f"{column} = ?"
         held = self._db.execute(
             "select coalesce(sum(ceiling_pico) filter (where state <> 'in_doubt'), 0),"
-            f" coalesce(sum(ceiling_pico) filter (where state = 'in_doubt'), 0) from holds where {where}",
-            () if scope == "all" else (scope_id,),
+            " coalesce(sum(ceiling_pico) filter (where state = 'in_doubt'), 0)"
+            f" from holds where {column} = ?",
+            (scope_id,),
         )
         reserved, in_doubt = next(iter(held))
         return Balance(dollars(spent or 0), dollars(reserved), dollars(in_doubt))

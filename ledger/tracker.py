@@ -54,6 +54,9 @@ class CostTracker:
     ledger: a folder, or an open `Ledger` (which then stays its owner's to close); None is the
     default ledger. durability: as in `Ledger.open`; only for a ledger this tracker opens itself.
     Thread-safe. Nothing is opened until it is needed; a ledger not there yet has cost nothing.
+
+    Raises LedgerError: at once for a durability beside an open ledger, later for a ledger that
+    cannot be read or written.
     """
 
     def __init__(

@@ -5,3 +5,7 @@ render · options            how it looks; what may be asked for
 cli                         the commands
 demo                        a session to look at, over real HTTP
 """
+
+import logging
+
+logging.getLogger("reports").addHandler(logging.NullHandler())

@@ -119,14 +119,14 @@ def _list_cost_of_pass(prices: ModelPrices | None, usage: Usage) -> Decimal | No
 # Events ---------------------------------------------------------------------------------------
 
 
-def received(request: Request, body: bytes, prompt_hash: str, call: Call) -> RequestReceived:
+def received(request: Request, prompt: bytes, prompt_hash: str, call: Call) -> RequestReceived:
     """Raises InvalidRequest for a session id, task or tag that the ledger cannot hold."""
     try:
         return RequestReceived(
             **request.facts(),
             max_tokens=call.max_tokens,
             message_count=len(call.messages),
-            prompt_bytes=len(body),
+            prompt_bytes=len(prompt),
             prompt_hash=prompt_hash,
             tool_count=len(call.tools or ()),
             limit_usd=request.budget_usd,

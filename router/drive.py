@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,11 +52,6 @@ def new_id() -> str:
     return uuid_utils.uuid7().hex
 
 
-def utc_now() -> datetime:
-    """The wall clock, UTC-aware."""
-    return datetime.now(UTC)
-
-
 class Pace(NamedTuple):
     """How long to go on, and how to wait. Sleep and clock are real ones but in tests."""
 
@@ -89,7 +83,8 @@ class Drive:
         self._log: RequestLog | None = None
         self._attempt: Attempt | None = None  # the last one
         self._in_flight = False
-        self._started_at = utc_now()  # of the last attempt
+        self._body = b""  # what it sends
+        self._started_at = ledger.now()  # of the last attempt
         self._sent = 0.0
         self._failures: list[FailedAttempt] = []
         self._cost: Decimal | None = Decimal(0)
@@ -145,7 +140,7 @@ class Drive:
         if self._request.budget_usd is not None:
             self._reserve(attempt, prepared.ceiling, self._request.budget_usd)
         started = books.started(attempt)
-        self._attempt, self._in_flight = attempt, True
+        self._attempt, self._in_flight, self._body = attempt, True, prepared.body
         log, self._log = self._log, None  # where this cannot be recorded, the ledger ends the request
         if log is None:
             log = self._ledger.begin(self._received, started)
@@ -160,15 +155,15 @@ class Drive:
         prepared = self._prepared_for(first)
         return books.received(
             self._request,
-            prepared.body,
-            self._ledger.prompt_hash(prepared.body),
+            prepared.prompt,
+            self._ledger.prompt_hash(prepared.prompt),
             first.call,
         )
 
     def _send(self, target: Target) -> Answer:
         self._sent = self._pace.clock()
         timeout_s = min(target.timeout_s, max(self._left_s(), 0.001))
-        return target.client.send(self._prepared_for(target).body, timeout_s)
+        return target.client.send(self._body, timeout_s)
 
     def _next(self, failure: ProviderError, target: Target, on_tier: int) -> Retry | FallBack | GiveUp:
         return next_step(
@@ -199,12 +194,14 @@ class Drive:
     # what is sent, and what it may cost
 
     def _prepared_for(self, target: Target) -> Prepared:
-        tier = target.route.tier
-        if tier not in self._prepared:
-            self._prepared[tier] = prepare(
-                target, self._ledger.prices, hard=self._request.budget_usd is not None
-            )
-        return self._prepared[tier]
+        """The call as this target is sent it, at the prices now in force."""
+        route = target.route
+        prices = self._ledger.prices.at(route.provider, route.model, self._ledger.now())
+        prepared = self._prepared.get(route.tier)
+        if prepared is None or prepared.prices is not prices:
+            prepared = prepare(target, prices, hard=self._request.budget_usd is not None)
+            self._prepared[route.tier] = prepared
+        return prepared
 
     def _reserve(self, attempt: Attempt, ceiling: Decimal | BudgetError, limit_usd: Decimal) -> None:
         """Hold the ceiling against budget_usd. Raises BudgetError, on the books, where it would not hold."""
@@ -231,7 +228,7 @@ class Drive:
             self._request,
             attempt.route,
             attempt.number - 1,
-            self._log.started_at if self._log else utc_now(),
+            self._log.started_at if self._log else self._ledger.now(),
             self._elapsed_ms(self._began),
             refusal,
             self._cost or Decimal(0),

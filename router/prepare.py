@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 from ledger.budgets import ceiling_usd
 from ledger.errors import BudgetError, UnboundedRequest, UnpricedModel
-from ledger.prices import ModelPrices, PriceBook
+from ledger.prices import ModelPrices
 from router.catalog import Route
 from router.providers.client import Call, PricesPerMtok, ProviderClient
 from router.providers.wire import encoded
@@ -27,20 +26,29 @@ class Target(NamedTuple):
     max_retries: int  # further attempts after the first
 
 
+PROMPT_FIELDS = ("system", "messages", "tools")  # of a request body, what the model reads
+
+
 class Prepared(NamedTuple):
-    """A call as one target is sent it. `ceiling` is the most it can cost in USD, or why that is not known."""
+    """A call as one target is sent it. `ceiling` is the most it can cost in USD, or why that is not known.
+
+    `prompt` is the part of `body` that the model reads, as JSON: equal prompts are equal here, however
+    they are asked for.
+    """
 
     body: bytes
+    prompt: bytes
     prices: ModelPrices | None
     ceiling: Decimal | BudgetError
 
 
-def prepare(target: Target, book: PriceBook, *, hard: bool) -> Prepared:
+def prepare(target: Target, prices: ModelPrices | None, *, hard: bool) -> Prepared:
     """Raises InvalidRequest for what cannot be sent to this target. `hard`: under a hard budget."""
     route, client, call = target.route, target.client, target.call
-    prices = book.at(route.provider, route.model, datetime.now(UTC))
     body = client.body(call, route.model, _max_price(prices) if hard and prices else None)
-    sent = encoded(body)
+    prompt = encoded({name: body[name] for name in PROMPT_FIELDS if name in body})
+    rest = encoded({name: value for name, value in body.items() if name not in PROMPT_FIELDS})
+    sent = rest[:-1] + b"," + prompt[1:]
     try:
         why = client.dialect.why_unbounded(body)
         if why is not None:
@@ -49,9 +57,9 @@ def prepare(target: Target, book: PriceBook, *, hard: bool) -> Prepared:
             raise UnpricedModel(
                 f"budget_usd cannot hold: {route.model} has no price; add it under [[prices]]"
             )
-        return Prepared(sent, prices, _ceiling(prices, body, sent, call.max_tokens))
+        return Prepared(sent, prompt, prices, _ceiling(prices, body, sent, call.max_tokens))
     except BudgetError as refusal:
-        return Prepared(sent, prices, refusal)
+        return Prepared(sent, prompt, prices, refusal)
 
 
 def _ceiling(prices: ModelPrices, body: Mapping[str, Any], sent: bytes, max_tokens: int) -> Decimal:

@@ -98,7 +98,7 @@ def test_a_price_that_cannot_be_meant_is_named(fields: dict[str, Any], complaint
 
 
 def test_two_prices_of_one_model_from_the_same_day_are_refused() -> None:
-    with pytest.raises(SettingsError, match="two .*of openrouter own/model from 2026-01-01; keep one"):
+    with pytest.raises(SettingsError, match=r"two .*of openrouter own/model from 2026-01-01; keep one"):
         PriceBook.load([own(input=D(5)), own(input=D(6))])
 
 

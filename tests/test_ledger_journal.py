@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger import journal as journal_module
-from ledger.errors import LedgerError
+from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import JournalOpened
-from ledger.journal import Journal, part_paths, read_line, read_story, stamped_line
+from ledger.journal import Journal, merged_events, part_paths, read_line, read_story, stamped_line
 
 OPENED = JournalOpened(host="h", pid=1, version="0")
 
@@ -254,3 +254,32 @@ def test_a_symlink_in_the_place_of_a_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LedgerError):
         Journal.create(tmp_path, "j", OPENED, utc_now, durable=False)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_written_during_a_sync_is_not_taken_for_synced(
+    make_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = make_journal()
+    real_sync, syncs = journal_module.sync_data, []
+    late = threading.Thread(target=lambda: journal.append([received("late")]))
+
+    def sync(fd: int) -> None:
+        syncs.append(journal.seq)
+        if len(syncs) == 1:
+            late.start()
+            while journal.seq < 3:  # until the other thread's line is in the file, and it waits for us
+                threading.Event().wait(0.001)
+        real_sync(fd)
+
+    monkeypatch.setattr(journal_module, "sync_data", sync)
+    journal.append([received("first")])
+    late.join()
+    assert syncs == [2, 3]
+
+
+def test_parts_that_contradict_each_other_are_damage(tmp_path: Path) -> None:
+    first = read_story(stamped_line("j", 1, utc_now(), OPENED), "j")
+    other = read_story(stamped_line("j", 1, utc_now(), JournalOpened(host="x", pid=2, version="0")), "j")
+    with pytest.raises(DamagedLedger, match="event 1 has other content than in the part before"):
+        merged_events([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", other)])
+    assert merged_events([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", first)]).keys() == {1}

@@ -361,6 +361,39 @@ def test_a_forked_child_goes_on_with_a_journal_of_its_own(ledger: Ledger) -> Non
     assert balance(ledger, "all", "").spent_usd == D("0.000980")
 
 
+def test_a_child_that_lives_on_does_not_keep_its_dead_parents_journal_locked(path: Path) -> None:
+    """A copy of the descriptor in the child would hold the flock, and recovery would wait for ever."""
+    parent = run_python(
+        """
+        import os, sys, time
+        from events_by_hand import received, started
+        from ledger import Ledger
+        ledger = Ledger.open(sys.argv[1], "process-crash")
+        ledger.begin(received(), started())
+        child = os.fork()
+        if child == 0:
+            time.sleep(600)
+        print(child, flush=True)
+        time.sleep(600)
+        """,
+        str(path),
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait(timeout=60)
+        Ledger.open(path).close()
+        assert types_by_request(path)["r-1"][-1] == "request_failed"
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_balance_is_asked_for_only_where_one_is_kept(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="no balance is kept for the scope 'day'"):
+        balance(ledger, "day", "2026-11-22")
+
+
 def test_a_fork_while_other_threads_append_leaves_no_lock_behind(ledger: Ledger) -> None:
     stop = threading.Event()
 

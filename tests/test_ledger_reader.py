@@ -624,3 +624,11 @@ def test_anything_else_is_refused(
         select_only(locked, sql.format(outside=tmp_path, ledger=history.path)).fetchall()
 
     assert files_below(tmp_path) == before
+
+
+def test_a_connection_that_is_locked_stays_so(history: History) -> None:
+    with connect(history.path) as connection:
+        lock(connection)
+        for statement in ("set enable_external_access = true", "set allowed_paths = ['/etc/passwd']"):
+            with pytest.raises(duckdb.Error):
+                connection.execute(statement)

@@ -21,6 +21,7 @@ from ledger.errors import DamagedLedger, LedgerError
 from ledger.files import open_private, try_lock
 from ledger.manifest import Batch, coverage, read_manifest
 from ledger.segments import batch_of_segment, next_batch
+from ledger.state import State
 
 
 @pytest.fixture
@@ -241,3 +242,68 @@ def test_the_footer_can_be_read_by_any_parquet_reader(path: Path) -> None:
     footer = json.loads(pq.read_metadata(path / batch.file).metadata[b"bughive"])
     assert footer["covers"] == batch.covers
     assert footer["ledger_id"] == ledger.id
+
+
+def test_what_a_step_relies_on_is_durable_before_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals before the segment made from them, the segment before its name, its name before the line."""
+    steps: list[str] = []
+
+    def spy(owner: Any, name: str, say: Any) -> None:
+        real = getattr(owner, name)
+
+        def call(*arguments: Any) -> Any:
+            steps.append(say(*arguments))
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    def file_of(fd: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{fd}")).suffix
+
+    with Ledger.open(path) as ledger:
+        answered_request(ledger, "r-1")
+        ledger.seal()
+        answered_request(ledger, "r-2")
+        spy(segments, "sync_data", lambda fd: f"sync {file_of(fd)}")
+        spy(segments.os, "rename", lambda old, new: f"rename {Path(new).suffix}")
+        spy(segments, "sync_folder", lambda folder: f"sync {folder.name.split('=')[0]}")
+        ledger.seal()
+    assert steps == [
+        *("sync .jsonl", "sync .tmp", "rename .parquet", "sync date", "sync events"),
+        *("sync .jsonl", "sync ledger"),
+    ]
+
+
+def test_a_journal_whose_flock_another_holds_is_not_removed(path: Path) -> None:
+    clock = Clock()
+    with Ledger.open(path, clock=clock) as ledger:
+        answered_request(ledger, "r-1")
+    (name,) = journal_files(path)
+    held = open_private(path / "journals" / name, os.O_RDWR)
+    with Ledger.open(path, clock=clock) as ledger:
+        ledger.seal()
+        clock.forward(hours=1)
+        assert try_lock(held)
+        assert ledger.seal().removed_journals == []
+        os.close(held)
+        assert ledger.seal().removed_journals == [name.removesuffix(".jsonl")]
+
+
+def test_a_journal_is_removed_only_when_state_db_would_survive_a_power_loss(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    with Ledger.open(path, clock=clock) as ledger:
+        answered_request(ledger, "r-1")
+
+    def cannot(_: object) -> None:
+        raise LedgerError("the disk is gone")
+
+    with Ledger.open(path, clock=clock) as ledger:
+        ledger.seal()
+        clock.forward(hours=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(State, "make_durable", cannot)
+            with pytest.raises(LedgerError, match="the disk is gone"):
+                ledger.seal()
+        assert len(journal_files(path)) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tenacity.wait import wait_none
 
 from ledger import CostTracker, Ledger
 from ledger.prices import PriceBook
-from ledger.settings import Settings
+from ledger.settings import OwnPrice, Settings
 from router import (
     AnthropicClient,
     InvalidRequest,
@@ -255,3 +256,128 @@ def test_a_closed_client_may_be_used_again_and_threads_share_one(sim: Simulator)
         thread.join()
     client.close()
     assert len(answers) == 8
+
+
+# what the events say
+
+
+def test_every_fact_of_a_request_stands_in_its_events(
+    sim: Simulator, set_up: Callable[[str], None], tmp_path: Path
+) -> None:
+    """A retry and an answer, with all that a caller can say, by a clock of the ledger's own."""
+    now = datetime(2024, 5, 1, 12, tzinfo=UTC)
+    prices = PriceBook.load([OwnPrice("here", PRICE)])
+    sim.script(
+        REASONING, server_error(502), Reply(text="done", usage=Tokens(1000, 200, 300), cost=Decimal("0.0007"))
+    )
+    with (
+        Ledger.in_memory(clock=lambda: now, prices=prices) as ledger,
+        OpenRouterClient("k", base_url=sim.openrouter_url) as client,
+    ):
+        router = LLMRouter(openrouter_client=client, cost_tracker=CostTracker(ledger), backoff=wait_none())
+        router.route(
+            "analyze_page",
+            ASK,
+            session_id="s-1",
+            tags={"app": "shop"},
+            tools=[{"name": "click", "description": "d", "input_schema": {"type": "object"}}],
+            max_tokens=50,
+            budget_usd="0.5",
+        )
+        found = [event for event in _journal(ledger) if not event["event_type"].startswith("journal")]
+        body = sim.log[-1].request_body
+    prompt = json.dumps(
+        {"messages": body["messages"], "tools": body["tools"]}, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    request = {
+        "session_id": "s-1",
+        "task": "analyze_page",
+        "tags": {"app": "shop"},
+        "requested_tier": "REASONING",
+        "occurred_at": "2024-05-01T12:00:00.000000Z",
+        "schema_version": 1,
+    }
+    route = {"tier": "REASONING", "provider": "openrouter", "model": REASONING}
+    start = {"started_at": "2024-05-01T12:00:00Z"}
+    ceiling = found[1]["reserved_usd"]
+    told = [{name: event[name] for name in event if name not in VARYING} for event in found]
+    assert told == [
+        request
+        | {"event_type": "request_received", "max_tokens": 50, "message_count": 1, "tool_count": 1}
+        | {"prompt_bytes": len(prompt), "streamed": False, "limit_usd": "0.500000000000"},
+        request
+        | route
+        | {"event_type": "attempt_started", "attempt_number": 1, "max_tokens": 50, "streamed": False}
+        | {"reserved_usd": ceiling},
+        request
+        | route
+        | start
+        | {"event_type": "attempt_failed", "attempt_number": 1, "streamed": False, "http_status": 502}
+        | {
+            "error_type": "server_error",
+            "billing": "unbilled",
+            "billing_rule": "error_status",
+            "wait_s": 0.0,
+        },
+        request
+        | route
+        | {"event_type": "attempt_started", "attempt_number": 2, "max_tokens": 50, "streamed": False}
+        | {"reserved_usd": ceiling},
+        request
+        | route
+        | start
+        | {"event_type": "attempt_succeeded", "attempt_number": 2, "streamed": False, "http_status": 200}
+        | {"input_tokens": 1000, "cache_read_tokens": 300, "cache_write_5m_tokens": 0}
+        | {"cache_write_1h_tokens": 0, "output_tokens": 200, "reasoning_tokens": 0, "web_search_requests": 0}
+        | {"list_cost_usd": "0.001460000000", "billed_cost_usd": "0.000700000000", "is_byok": False}
+        | {"price_book": prices.hash, "input_usd_per_mtok": "1", "output_usd_per_mtok": "2"}
+        | {"cache_read_usd_per_mtok": "0.2", "billing": "billed", "billing_rule": "answered"}
+        | {"stop_reason": "end_turn", "response_model": REASONING},
+        request
+        | route
+        | start
+        | {"event_type": "request_completed", "attempt_number": 2, "stop_reason": "end_turn"},
+    ]
+    failed, succeeded, completed = found[2], found[4], found[5]
+    assert found[0]["prompt_hash"] == ledger.prompt_hash(prompt)
+    assert 0 < succeeded["latency_ms"] < completed["latency_ms"]
+    assert failed["latency_ms"] + succeeded["latency_ms"] <= completed["latency_ms"], "each of its own call"
+    assert json.loads(succeeded["usage_json"])["prompt_tokens"] == 1300
+    assert succeeded["upstream_provider"]
+    assert succeeded["response_id"]
+
+
+PRICE = {
+    "provider": "openrouter",
+    "model": REASONING,
+    "from": date(2024, 1, 1),
+    "input": Decimal(1),
+    "cache_read": Decimal("0.2"),
+    "output": Decimal(2),
+}
+VARYING = {
+    *("journal_id", "seq", "check", "request_id", "attempt_id", "prompt_hash", "latency_ms", "usage_json"),
+    *("response_id", "provider_request_id", "upstream_provider", "error_message", "upstream_cost_usd"),
+}
+
+
+def _journal(ledger: Ledger) -> list[dict[str, Any]]:
+    (path,) = (path for path in ledger.path.glob("journals/*.jsonl") if path.stem != "empty")
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_equal_prompts_have_equal_hashes_however_they_are_asked(sim: Simulator) -> None:
+    with (
+        Ledger.in_memory() as ledger,
+        OpenRouterClient("k", base_url=sim.openrouter_url) as client,
+    ):
+        router = LLMRouter(openrouter_client=client, cost_tracker=CostTracker(ledger))
+        for task, said in (
+            ("analyze_page", {}),
+            ("propose_fix", {"max_tokens": 7, "temperature": 0.5, "budget_usd": 1}),
+            ("analyze_page", {"system": "Be brief."}),
+        ):
+            router.route(task, ASK, **said)
+        same, again, other = events(ledger, "request_received")
+    assert same["prompt_hash"] == again["prompt_hash"] != other["prompt_hash"]
+    assert same["prompt_bytes"] == again["prompt_bytes"]

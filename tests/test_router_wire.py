@@ -411,10 +411,10 @@ def _bodies(draw: Any) -> bytes:
     status=st.sampled_from([200, 200, 400, 529]),
 )
 def test_whatever_comes_the_books_can_hold_it(reader: Any, body: bytes, status: int) -> None:
-    request = books.Request("r", "s", "analyze_page", None, "REASONING", 100)
+    request = books.Request("r", "s", "analyze_page", None, "REASONING")
     route = Route("REASONING", "deepseek/deepseek-chat", "openrouter")
     prices = BOOK.at(route.provider, route.model, NOW)
-    attempt = books.Attempt(request, "a", 1, route, Decimal("0.1"), prices, BOOK.hash)
+    attempt = books.Attempt(request, "a", 1, route, 100, Decimal("0.1"), prices, BOOK.hash)
     headers = {"request-id": "r\x00q", "x-generation-id": "\u2028" * 300, "retry-after": "1"}
     try:
         answer = reader.read_reply(Reply(status, headers, body))
