@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, time, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
 from unicodedata import east_asian_width
+
+from ledger.plain import plain, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,20 +22,23 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "csv", "markdown")
 UNKNOWN = "-"
 
-Kind = Literal["text", "count", "usd", "moment", "raw", "number"]
+Kind = Literal["text", "count", "usd", "moment", "minute", "raw", "number"]
 _RIGHT: tuple[Kind, ...] = ("count", "usd", "number")
 _SHOWN_PLACES = Decimal("0.000001")
 
 
 class Column(NamedTuple):
     """A column: its name in data, its title for people. `detail`: in CSV and JSON alone;
-    `if_any`: left out for people where all is zero."""
+    `if_any`: left out for people where all is zero; `whole`: never folded; `can_go`: left out on a
+    terminal that is too narrow for all."""
 
     name: str
     title: str
     kind: Kind
     detail: bool = False
     if_any: bool = False
+    whole: bool = False
+    can_go: bool = False
 
     @property
     def is_right(self) -> bool:
@@ -120,8 +123,8 @@ def shown(value: Any, kind: Kind) -> str:
         return _dollars(value)
     if kind == "count":
         return f"{value:,}"
-    if kind == "moment":
-        return str(value)[:19].replace("T", " ")
+    if kind in ("moment", "minute"):
+        return str(value)[: 19 if kind == "moment" else 16].replace("T", " ")
     return harmless(plain(value) if not isinstance(value, str) else value)
 
 
@@ -146,42 +149,9 @@ def harmless(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def plain(value: Any) -> str:
-    """A value as text that loses nothing; empty for None."""
-    if value is None:
-        return ""
-    if isinstance(value, Decimal):
-        return f"{value:f}"
-    if isinstance(value, (datetime, date, time)):
-        return value.isoformat()
-    if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value, default=_json_value)
-    if isinstance(value, bytes):
-        return value.hex()
-    return str(value)
-
-
 def as_json(value: Any) -> str:
     """JSON; money is a string in full, moments are RFC 3339, what is not a number is null."""
-    return json.dumps(_without_nan(value), indent=2, default=_json_value) + "\n"
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    return plain(value)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key if isinstance(key, str) else plain(key): _without_nan(part) for key, part in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(part) for part in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    return to_json(value, indent=2) + "\n"
 
 
 def as_csv(table: Table) -> str:
@@ -287,22 +257,41 @@ def _draw_table(table: Table, console: Console) -> None:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
     )
-    columns, rows = table.shown_columns(), table.shown_rows()
+    columns, rows = _that_fit(table.shown_columns(), table.shown_rows(), console.width)
     widths = [_least_width(column, [row[at] for row in rows]) for at, column in enumerate(columns)]
     for column, width in zip(columns, widths, strict=True):
         side: Literal["right", "left"] = "right" if column.is_right else "left"
-        drawn.add_column(column.title, justify=side, overflow="fold", min_width=width)
+        title = column.title.replace(" ", "\n")
+        drawn.add_column(title, justify=side, overflow="fold", min_width=width, no_wrap=column.is_right)
     for number, cells in enumerate(rows):
         is_total = table.total is not None and number == len(rows) - 1
         if is_total:
             drawn.add_section()
         drawn.add_row(*map(Text, cells), style="bold" if is_total else None)
-    console.print(drawn, width=max(console.width, sum(widths) + 2 * len(widths) + 1), crop=False)
+    console.print(drawn, width=max(console.width, sum(widths) + 2 * len(widths)), crop=False)
+    console.print()
+
+
+def _that_fit(
+    columns: list[Column], rows: list[list[str]], width: int
+) -> tuple[list[Column], list[list[str]]]:
+    """The columns that there is room for, and their cells: those that can go do, the last first."""
+    for at in reversed(range(len(columns))):
+        least = [_least_width(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
+        if sum(least) + 2 * len(least) <= width:
+            break
+        if columns[at].can_go:
+            columns = columns[:at] + columns[at + 1 :]
+            rows = [row[:at] + row[at + 1 :] for row in rows]
+    return columns, rows
 
 
 def _least_width(column: Column, cells: Sequence[str]) -> int:
     """The narrowest a column may become: numbers and moments whole, texts to a dozen characters."""
     whole = max(map(_width, cells), default=1)
     titles = max(map(_width, column.title.split()), default=1)
-    return max(titles, whole if column.is_right or column.kind == "moment" else min(whole, 12))
+    is_whole = column.whole or column.is_right or column.kind in ("moment", "minute")
+    return max(titles, whole if is_whole else min(whole, 12))

@@ -201,7 +201,7 @@ _OUTPUT_PARTS = {"reasoning_tokens": "of them reasoning"}
 _COLUMNS = (
     Column("requests", "Requests", "count"),
     Column("attempts", "Attempts", "count"),
-    Column("failed_attempts", "Failed", "count"),
+    Column("failed_attempts", "Failed attempts", "count", can_go=True),
     Column("input_tokens", "Input tokens", "count"),
     Column("cache_read_tokens", "Cache read", "count", detail=True),
     Column("cache_write_tokens", "Cache write", "count", detail=True),

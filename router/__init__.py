@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ledger.plain import to_json
 from router.errors import (
     BudgetError,
     BudgetExceeded,
@@ -61,6 +62,7 @@ __all__ = [
     "UnpricedModel",
     "UnrecordedAnswer",
     "UsageReport",
+    "to_json",
 ]
 
 logging.getLogger("router").addHandler(logging.NullHandler())

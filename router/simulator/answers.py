@@ -1,7 +1,8 @@
 """From a call and a `Reply` to the bytes a provider would send. Pure: no I/O, no clock.
 
-    Call ──answer_to(call, reply, seed, prices)──▶ Answer ──anthropic_body / openrouter_body──▶ bytes
-                                                     (a stream of the same Answer is another writer)
+    call_of(path, bytes) ──▶ Call ──response_to(call, reply, seed, prices)──▶ Response
+                               └─answer_to─▶ Answer ──anthropic_body / openrouter_body──▶ bytes
+                                              (a stream of the same Answer is another writer)
 
 Answer k of a model under a seed is always the same, whatever other models were asked.
 """
@@ -15,10 +16,22 @@ from decimal import Decimal
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from router.simulator.replies import ERROR_OF_STATUS, ErrorWord, Price, Reply, Tokens
+from router.simulator.replies import (
+    ERROR_OF_STATUS,
+    Called,
+    ErrorWord,
+    Price,
+    Reply,
+    Tokens,
+    invalid_request,
+)
 
 Provider = Literal["anthropic", "openrouter"]
 
+PROVIDER_OF_PATH: Mapping[str, Provider] = {
+    "/v1/messages": "anthropic",
+    "/api/v1/chat/completions": "openrouter",
+}
 _PER_TOKEN = Decimal("0.000001")
 _EPOCH = 1_764_000_000  # of `created`: fixed, so that answers do not depend on the day
 _UPSTREAMS = ("DeepInfra", "Fireworks", "Novita", "Together")
@@ -118,13 +131,58 @@ class Answer:
     response_id: str
     model: str
     text: str
-    tool_call: tuple[str, Mapping[str, object]] | None
-    tool_call_id: str
+    tool_calls: Mapping[str, Called]  # by id
     stop_reason: str  # in Anthropic's words
     tokens: Tokens
     cost_usd: Decimal | None
     upstream: str
     created: int
+
+
+class Response(NamedTuple):
+    """What goes back over HTTP; `answer` is None where there is none in it. Header names in lower case."""
+
+    answer: Answer | None
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def call_of(path: str, sent: bytes) -> tuple[Call, Reply | None]:
+    """The call in a request, not yet numbered, and the refusal where the provider would not take it."""
+    provider = PROVIDER_OF_PATH.get(path)
+    try:
+        body = json.loads(sent)
+    except ValueError:
+        body = None
+    known = body if isinstance(body, dict) else {}
+    call = Call(provider or "openrouter", str(known.get("model", "")), 0, known, len(sent))
+    if provider is None:
+        return call, Reply(status=404, message=f"no such path: {path}")
+    if not isinstance(body, dict):
+        return call, invalid_request("the request body is not a JSON object")
+    problem = problem_with(provider, body)
+    return call, invalid_request(problem) if problem else None
+
+
+def response_to(call: Call, reply: Reply, seed: int, prices: Mapping[str, Price]) -> Response:
+    """A whole response, as if nothing broke on its way: silence, resets and cuts are the sender's."""
+    request_id = f"req_simulated_{call.model.rpartition('/')[2]}_{call.number}"
+    headers = {"content-type": "application/json"}
+    if call.provider == "anthropic":
+        headers["request-id"] = request_id
+    headers.update((name.lower(), value) for name, value in reply.headers.items())
+    if reply.silence or reply.reset:
+        return Response(None, reply.status, headers, b"")
+    if reply.body is not None:
+        raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        return Response(None, reply.status, headers, raw)
+    if reply.error is not None or reply.status >= 400:
+        return Response(None, reply.status, headers, error_body(call, reply, request_id))
+    answer = answer_to(call, reply, seed, prices)
+    if call.provider == "openrouter":
+        headers.setdefault("x-generation-id", answer.response_id)
+    return Response(answer, reply.status, headers, body_of(call, answer))
 
 
 def wants_stream(body: Mapping[str, Any]) -> bool:
@@ -164,14 +222,15 @@ def answer_to(call: Call, reply: Reply, seed: int, prices: Mapping[str, Price]) 
     max_tokens = asked if _is_count(asked) else 4096
     text, output_tokens, cut_short = _text(reply, rng, max_tokens)
     tokens = reply.usage or _tokens(call, rng, output_tokens)
-    stop_reason = "tool_use" if reply.tool_call else "max_tokens" if cut_short else "end_turn"
+    stop_reason = "tool_use" if reply.called else "max_tokens" if cut_short else "end_turn"
     tag = f"{rng.getrandbits(96):024x}"
+    kind = "toolu" if call.provider == "anthropic" else "call"
+    ids = [f"{kind}_{tag}{f'_{number}' if number else ''}" for number in range(len(reply.called))]
     return Answer(
         response_id=f"msg_{tag}" if call.provider == "anthropic" else f"gen-{_EPOCH + call.number}-{tag}",
         model=call.model,
         text=text,
-        tool_call=reply.tool_call,
-        tool_call_id=f"toolu_{tag}" if call.provider == "anthropic" else f"call_{tag}",
+        tool_calls=dict(zip(ids, reply.called, strict=True)),
         stop_reason=reply.stop_reason or stop_reason,
         tokens=tokens,
         cost_usd=_cost_usd(call, reply, tokens, prices),
@@ -181,11 +240,11 @@ def answer_to(call: Call, reply: Reply, seed: int, prices: Mapping[str, Price]) 
 
 
 def _text(reply: Reply, rng: Random, max_tokens: int) -> tuple[str, int, bool]:
-    """Text, the tokens it and a tool call make (at about four characters each), whether cut short."""
+    """Text, the tokens it and its tool calls make (at about four characters each), whether cut short."""
     first = rng.randrange(len(_SENTENCES))
     said = " ".join((_SENTENCES * 2)[first : first + rng.randint(1, 6)])
-    text = reply.text if reply.text is not None else "" if reply.tool_call else said
-    called = json.dumps(reply.tool_call) if reply.tool_call else ""
+    text = reply.text if reply.text is not None else "" if reply.called else said
+    called = "".join(json.dumps(call) for call in reply.called)
     wanted = (len(text) + len(called)) // 4 + 1
     if wanted <= max_tokens:
         return text, wanted, False
@@ -231,11 +290,10 @@ def anthropic_body(answer: Answer) -> bytes:
     """A Message: its own words for stopping, cached tokens apart from input_tokens, no cost."""
     tokens = answer.tokens
     blocks: list[dict[str, object]] = []
-    if answer.text or not answer.tool_call:
+    if answer.text or not answer.tool_calls:
         blocks.append({"type": "text", "text": answer.text})
-    if answer.tool_call:
-        name, given = answer.tool_call
-        blocks.append({"type": "tool_use", "id": answer.tool_call_id, "name": name, "input": given})
+    for call_id, (name, given) in answer.tool_calls.items():
+        blocks.append({"type": "tool_use", "id": call_id, "name": name, "input": given})
     message = {
         "id": answer.response_id,
         "type": "message",
@@ -263,11 +321,15 @@ def openrouter_body(answer: Answer) -> bytes:
     """A chat completion: prompt_tokens with cached ones, and the cost spelt as an exact number."""
     tokens = answer.tokens
     message: dict[str, object] = {"role": "assistant", "content": answer.text or None, "refusal": None}
-    if answer.tool_call:
-        name, given = answer.tool_call
-        function = {"name": name, "arguments": json.dumps(given)}
+    if answer.tool_calls:
         message["tool_calls"] = [
-            {"id": answer.tool_call_id, "index": 0, "type": "function", "function": function}
+            {
+                "id": call_id,
+                "index": index,
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(given)},
+            }
+            for index, (call_id, (name, given)) in enumerate(answer.tool_calls.items())
         ]
     finish_reason = _FINISH_REASONS.get(answer.stop_reason, answer.stop_reason)
     completion = {

@@ -11,7 +11,7 @@ A Reply says nothing about the wire format: the provider that was asked gives it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, NamedTuple
@@ -29,6 +29,7 @@ class Tokens(NamedTuple):
 
     @property
     def prompt_tokens(self) -> int:
+        """All tokens of the prompt, cached or not."""
         return (
             self.input_tokens
             + self.cache_read_tokens
@@ -40,6 +41,9 @@ class Tokens(NamedTuple):
 class ToolCall(NamedTuple):
     name: str
     input: Mapping[str, object]
+
+
+Called = tuple[str, Mapping[str, object]]  # a tool and its input; a ToolCall is one
 
 
 class Price(NamedTuple):
@@ -77,6 +81,7 @@ ErrorWord = Literal[
 class Reply:
     """One scripted answer. What is not given is made from the seed.
 
+    tool_call   one tool the model calls; tool_calls: several
     body        JSON (dict, list) or raw bytes in place of what the provider would send
     error       with an error status: which of the provider's error bodies; default by status
     message     the provider's words in that error body
@@ -93,7 +98,8 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: object = None
     text: str | None = None
-    tool_call: tuple[str, Mapping[str, object]] | None = None
+    tool_call: Called | None = None
+    tool_calls: Sequence[Called] = ()
     stop_reason: str | None = None
     usage: Tokens | None = None
     cost: Decimal | Literal["computed", "absent"] = "computed"
@@ -104,6 +110,11 @@ class Reply:
     drip: tuple[int, float] | None = None
     silence: bool = False
     reset: bool = False
+
+    @property
+    def called(self) -> tuple[Called, ...]:
+        """All tools the model calls, in their order."""
+        return (*([self.tool_call] if self.tool_call else []), *self.tool_calls)
 
     @property
     def fault(self) -> str | None:

@@ -7,7 +7,6 @@ client's leaving and stop() both end at once.
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 import threading
@@ -19,21 +18,9 @@ from decimal import Decimal
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from router.simulator.answers import (
-    Answer,
-    Call,
-    Provider,
-    answer_to,
-    body_of,
-    error_body,
-    problem_with,
-)
-from router.simulator.replies import BUGHIVE_PRICES, Price, Reply, Tokens, invalid_request
+from router.simulator.answers import PROVIDER_OF_PATH, Answer, Call, Provider, call_of, response_to
+from router.simulator.replies import BUGHIVE_PRICES, Price, Reply, Tokens
 
-_PROVIDER_OF_PATH: Mapping[str, Provider] = {
-    "/v1/messages": "anthropic",
-    "/api/v1/chat/completions": "openrouter",
-}
 _SECRET_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 529: "Overloaded"}
 _LINGER_NONE = struct.pack("ii", 1, 0)
@@ -222,10 +209,10 @@ class Simulator:
 
     def _answer(self, connection: socket.socket, request: _Request) -> bool:
         """Answers one request; False where the connection has to end."""
-        call, problem = _call_of(request)
+        call, problem = call_of(request.path, request.body)
         with self._news:
             reply, call = self._next_reply(call, problem)
-        answer, status, headers, body = _response(call, reply, self._seed, self._prices)
+        answer, status, headers, body = response_to(call, reply, self._seed, self._prices)
         self._write_down(call, reply, request, answer, status)
         if reply.silence:
             while connection.recv(65536):
@@ -254,7 +241,7 @@ class Simulator:
         served = Served(
             number=0,
             at=datetime.now(UTC),
-            provider=_PROVIDER_OF_PATH.get(request.path),
+            provider=PROVIDER_OF_PATH.get(request.path),
             model=call.model,
             path=request.path,
             status=None if reply.silence or reply.reset else status,
@@ -271,44 +258,6 @@ class Simulator:
             self._served_count += 1
             self._served.append(served._replace(number=self._served_count))
             self._news.notify_all()
-
-
-def _call_of(request: _Request) -> tuple[Call, Reply | None]:
-    """The call in a request, and the refusal where the provider would not take it."""
-    provider = _PROVIDER_OF_PATH.get(request.path)
-    try:
-        body = json.loads(request.body)
-    except ValueError:
-        body = None
-    known = body if isinstance(body, dict) else {}
-    call = Call(provider or "openrouter", str(known.get("model", "")), 0, known, len(request.body))
-    if provider is None:
-        return call, Reply(status=404, message=f"no such path: {request.path}")
-    if not isinstance(body, dict):
-        return call, invalid_request("the request body is not a JSON object")
-    problem = problem_with(provider, body)
-    return call, invalid_request(problem) if problem else None
-
-
-def _response(
-    call: Call, reply: Reply, seed: int, prices: Mapping[str, Price]
-) -> tuple[Answer | None, int, Mapping[str, str], bytes]:
-    request_id = f"req_simulated_{call.model.rpartition('/')[2]}_{call.number}"
-    headers = {"content-type": "application/json"}
-    if call.provider == "anthropic":
-        headers["request-id"] = request_id
-    headers.update((name.lower(), value) for name, value in reply.headers.items())
-    if reply.silence or reply.reset:
-        return None, reply.status, headers, b""
-    if reply.body is not None:
-        raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-        return None, reply.status, headers, raw
-    if reply.error is not None or reply.status >= 400:
-        return None, reply.status, headers, error_body(call, reply, request_id)
-    answer = answer_to(call, reply, seed, prices)
-    if call.provider == "openrouter":
-        headers.setdefault("x-generation-id", answer.response_id)
-    return answer, reply.status, headers, body_of(call, answer)
 
 
 def _head(status: int, headers: Mapping[str, str], length: int) -> bytes:
