@@ -11,14 +11,14 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from ledger.errors import BudgetExceeded, UnpricedModel
+from ledger.money import MONEY, total
 from ledger.prices import ModelPrices
 
 PROMPT_TOKENS_ALWAYS = 1_024  # a 189-byte prompt has been counted as 687 tokens
 PROMPT_TOKENS_PER_MESSAGE = 16
 PROMPT_TOKENS_WITH_TOOLS = 1_024
 
-_PER_TOKEN = Decimal("0.000001")
-_MONEY_QUANTUM = Decimal("0.000000000001")
+_PICODOLLAR = Decimal("0.000000000001")
 
 
 class Hold(NamedTuple):
@@ -86,14 +86,15 @@ def ceiling_usd(
     output_prices = [units.output for units in prices.all_units() if units.output is not None]
     if not prompt_prices or not output_prices:
         raise UnpricedModel(f"no price for prompt and answer of {prices.model}; add them under [[prices]]")
-    prompt = prompt_tokens_at_most(body, message_count, has_tools) * max(prompt_prices)
-    answer = (max_tokens * answers + prices.overrun_tokens) * max(output_prices)
-    return ((prompt + answer) * _PER_TOKEN).quantize(_MONEY_QUANTUM, rounding=ROUND_CEILING)
+    prompt = MONEY.multiply(prompt_tokens_at_most(body, message_count, has_tools), max(prompt_prices))
+    answer = MONEY.multiply(max_tokens * answers + prices.overrun_tokens, max(output_prices))
+    exact = MONEY.add(prompt, answer).scaleb(-6, context=MONEY)
+    return exact.quantize(_PICODOLLAR, rounding=ROUND_CEILING, context=MONEY)
 
 
 def check(limit: Limit, balance: Balance, hold: Hold) -> None:
     """Raise BudgetExceeded if the hold would take the balance above the limit; up to it is fine."""
-    if sum(balance) + hold.ceiling_usd > limit.limit_usd:
+    if total([*balance, hold.ceiling_usd]) > limit.limit_usd:
         raise BudgetExceeded(
             scope=limit.scope,
             scope_id=limit.scope_id,

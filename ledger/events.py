@@ -26,11 +26,13 @@ The journal adds what identifies an event (`STAMP_FIELDS`) when it appends it: `
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
+
+from ledger.money import MONEY_PLACES
 
 SCHEMA_VERSION = 1
 STAMP_FIELDS = ("journal_id", "seq", "schema_version", "occurred_at")
@@ -57,27 +59,6 @@ ErrorType = Literal[
 Billing = Literal["billed", "unbilled", "unknown"]
 BudgetScope = Literal["request", "session", "task", "tier", "model", "day", "month", "all"]
 BudgetMode = Literal["hard", "warn"]
-
-MONEY_PLACES = 12
-_MONEY_QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
-_MONEY_BOUND = Decimal(1_000_000)
-_MONEY_CONTEXT = Context(prec=60, rounding=ROUND_HALF_EVEN)
-
-
-def usd(amount: Decimal | str | int) -> Decimal | None:
-    """An amount in USD as the ledger holds it: 12 decimal places, rounded half-even.
-
-    None where it is not a finite number or its size is a million dollars or more: a figure that
-    decimal(18,12) cannot hold is not known, rather than wrong.
-    """
-    try:
-        value = amount if isinstance(amount, Decimal) else Decimal(amount)
-        if not value.is_finite() or abs(value) >= _MONEY_BOUND:
-            return None
-        value = value.quantize(_MONEY_QUANTUM, context=_MONEY_CONTEXT)
-    except InvalidOperation:
-        return None
-    return value if abs(value) < _MONEY_BOUND else None
 
 
 def plain_text(text: str, limit: int = 500) -> str:

@@ -152,6 +152,9 @@ class Journal:
         self._clock = clock
         self._durable = durable
         self._left = False
+        self._closing = False
+        self._sync_failed = False  # of the present file: nothing more is believed of it
+        self.is_lost = False  # another has written to it, or taken it over: nothing can follow
         self._part = 1
         self._fd = fd
         self._lock_fd = fd  # the first part's: its flock is this process's claim on the journal
@@ -222,6 +225,8 @@ class Journal:
         """
         lines = [_facts(event) for event in events]
         with self._lock:
+            if self._closing and not isinstance(events[0], JournalClosed):
+                raise LedgerError(f"{self.path} is closed; open the ledger again to record more")
             blocked = self._settle_end(must_keep)
             before = self._tail
             occurred_at = self._clock()
@@ -250,8 +255,11 @@ class Journal:
         tail = self._tail
         if tail.queue:
             return []
+        durable_seq = self._synced_seq if self._durable else tail.seq
         taken: list[tuple[int, BaseModel]] = []
         commit = tail.unapplied
+        while commit is not None and commit.last_seq > durable_seq:
+            commit = commit.before
         while commit is not None:
             first_seq = commit.last_seq - len(commit.events) + 1
             taken.extend(
@@ -277,10 +285,17 @@ class Journal:
     def close(self, reason: str = "closed") -> None:
         """Write the last event and let go. With a request open it is only let go: recovery ends it."""
         try:
-            if self.open_requests == 0:
+            with self._lock:
+                self._closing = self.open_requests == 0  # from here on nothing else can be stamped
+            if self._closing:
                 self.append([JournalClosed.model_validate({"reason": reason})])
         finally:
             self.leave()
+
+    def leave_in_child(self) -> None:
+        """Leave after a fork: the locks may be held by threads that the child does not have."""
+        self._lock, self._sync_lock = threading.Lock(), threading.Lock()
+        self.leave()
 
     def leave(self) -> None:
         """Close the files without a word, as a forked child must: the flock is its parent's."""
@@ -299,6 +314,8 @@ class Journal:
         ]
         last_seq = tail.seq + len(lines)
         if self._durable:
+            while self._unconfirmed and self._unconfirmed[-1][0] > tail.seq:
+                self._unconfirmed.pop()  # of a commit that a Ctrl-C stopped before it had its numbers
             self._unconfirmed.extend(zip(range(tail.seq + 1, last_seq + 1), stamped, strict=True))
         self._tail = _Tail(
             tail.size,
@@ -323,6 +340,7 @@ class Journal:
             found = self._own_file()
             written = found.st_size - tail.size
             if not 0 <= written <= len(tail.queue):
+                self.is_lost = True
                 raise LedgerError(f"{self.path} was changed by another: its size is {found.st_size} bytes")
             self._write(tail.queue[written:])
         except (OSError, LedgerError) as error:
@@ -357,6 +375,7 @@ class Journal:
         fd = open_private(self.path, os.O_WRONLY | os.O_APPEND)
         if os.fstat(fd).st_ino != self._inode or (self._part == 1 and not try_lock(fd)):
             os.close(fd)
+            self.is_lost = True
             raise LedgerError(f"{self.path} was closed by another part of this program and is no longer ours")
         if self._lock_fd == self._fd:
             self._lock_fd = fd
@@ -370,10 +389,15 @@ class Journal:
             with self._lock:
                 target = self._tail.seq if not self._tail.queue else mark
             try:  # the mark is fixed before the sync: what is written meanwhile is not covered by it
-                sync_data(self._fd)
+                if not self._sync_failed:
+                    self._sync_failed = True  # until it has succeeded: an interrupt is no success
+                    sync_data(self._fd)
+                    self._sync_failed = False
             except OSError as error:
                 _log.error("%s could not be synced (%s); going on in a new file", self.path, error)
+            if self._sync_failed:  # a kernel reports it once, and forgets the pages: never ask it again
                 target = self._continue_in_new_part()
+                self._sync_failed = False
             self._synced_seq = target
             with self._lock:
                 self._unconfirmed = [item for item in self._unconfirmed if item[0] > target]

@@ -78,7 +78,7 @@ class Ledger:
         auto_seal: bool,
         temporary: bool = False,
     ) -> None:
-        self.path = path
+        path = self.path = path.expanduser().absolute()  # a chdir does not move the ledger
         self.prices = prices
         self.durability = durability
         self._clock = clock
@@ -249,6 +249,10 @@ class Ledger:
         with self._lock:
             if self._closed:
                 raise LedgerError(f"the ledger {self.path} is closed; open it again to record more")
+            if self._current is not None and self._current.is_lost:
+                self._journals.pop(self._current, None)
+                self._current.leave()
+                self._current = None
             if self._current is None:
                 self._current = self._new_journal()
                 self._journals[self._current] = 0
@@ -259,9 +263,12 @@ class Ledger:
         import uuid_utils
 
         opened = JournalOpened(host=socket.gethostname() or "unknown", pid=os.getpid(), version=_version())
-        durable = self.durability == "power-loss"
         return Journal.create(
-            self.path / "journals", uuid_utils.uuid7().hex, opened, self._clock, durable=durable
+            self.path / "journals",
+            uuid_utils.uuid7().hex,
+            opened,
+            self._clock,
+            durable=self.durability == "power-loss",
         )
 
     def journal_appended(self, journal: Journal, occurred_at: datetime) -> None:
@@ -393,7 +400,7 @@ class Ledger:
         self._sealer = None
         self._temporary = False  # the folder is the parent's to remove
         for journal in inherited:
-            journal.leave()
+            journal.leave_in_child()
 
 
 def _register_fork_hooks(ref: Callable[[], Ledger | None]) -> None:

@@ -57,7 +57,7 @@ def read_manifest(ledger_path: Path) -> tuple[list[Batch], int]:
     good_bytes = 0
     lines = data.split(b"\n")
     for number, line in enumerate(lines, start=1):
-        record = read_line(line)
+        record = read_line(line) if number < len(lines) else None  # what lacks its newline is torn
         if record is None:
             if number < len(lines) - 1:
                 raise DamagedLedger(
@@ -70,7 +70,7 @@ def read_manifest(ledger_path: Path) -> tuple[list[Batch], int]:
             raise DamagedLedger(f"{path}, line {number} does not follow the line before it")
         batches.append(batch)
         good_bytes += len(line) + 1
-    return batches, min(good_bytes, len(data))
+    return batches, good_bytes
 
 
 def coverage(batches: Iterable[Batch]) -> dict[str, int]:

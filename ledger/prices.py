@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ledger.errors import SettingsError
-from ledger.events import usd
+from ledger.money import MONEY, dollars, usd
 from ledger.settings import OwnPrice
 
-_PER_TOKEN = Decimal("0.000001")
 _DEFAULT_BOOK = Path(__file__).with_name("prices.toml")
 
 
@@ -99,22 +98,30 @@ class ModelPrices(NamedTuple):
 
 
 def list_cost_usd(units: UnitPrices, usage: Usage) -> Decimal | None:
-    """Σ tokens × price × 0.000001, exact; None where a bucket that is not empty has no price."""
-    total = Decimal(0)
-    for count, price, factor in (
-        (usage.input_tokens, units.input, _PER_TOKEN),
-        (usage.cache_read_tokens, units.cache_read, _PER_TOKEN),
-        (usage.cache_write_5m_tokens, units.cache_write_5m, _PER_TOKEN),
-        (usage.cache_write_1h_tokens, units.cache_write_1h, _PER_TOKEN),
-        (usage.output_tokens, units.output, _PER_TOKEN),
-        (usage.web_search_requests, units.web_search, Decimal(1)),
+    """Σ tokens × price × 0.000001, exact; None where a bucket that is not empty has no price.
+
+    In whole 1e-12 USD: a price has at most six decimals per million tokens, so one token costs a
+    whole number of them. None too for what a ledger cannot hold, a million dollars or more.
+    """
+    total_pico = 0
+    for count, price, per in (
+        (usage.input_tokens, units.input, 1),
+        (usage.cache_read_tokens, units.cache_read, 1),
+        (usage.cache_write_5m_tokens, units.cache_write_5m, 1),
+        (usage.cache_write_1h_tokens, units.cache_write_1h, 1),
+        (usage.output_tokens, units.output, 1),
+        (usage.web_search_requests, units.web_search, 1_000_000),
     ):
         if count == 0:
             continue
         if price is None:
             return None
-        total += count * price * factor
-    return usd(total)
+        total_pico += count * per * _pico_per_token(price)
+    return usd(dollars(total_pico))
+
+
+def _pico_per_token(usd_per_mtok: Decimal) -> int:
+    return int(usd_per_mtok.scaleb(6, context=MONEY))
 
 
 class PriceBook:

@@ -1,8 +1,9 @@
 """What a dead process left open is ended, and said so.
 
-A journal whose flock can be had has no living writer. Its torn end is cut, each attempt without an
-outcome is recorded as abandoned with its ceiling, each request without an end as failed, and the
-journal is closed. Then state.db is told. Recovery may itself die at any point: the next one goes on.
+A journal whose flock can be had has no living writer. Its torn end is cut (a damaged one is left as
+it is), each attempt without an outcome is recorded as abandoned with its ceiling, each request
+without an end as failed, and the journal is closed. Then state.db is told. Recovery may itself die at
+any point: the next one goes on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +29,6 @@ from ledger.events import (
 from ledger.files import locked, open_private, sync_data, sync_folder, write_all
 from ledger.journal import (
     Clock,
-    Story,
     journal_ids,
     merged_events,
     part_path,
@@ -38,6 +39,8 @@ from ledger.journal import (
 from ledger.state import State
 
 _log = logging.getLogger("ledger")
+
+YOUNG_S = 60.0
 
 SealedEvents = Callable[[str], Sequence[Mapping[str, Any]]]
 
@@ -112,6 +115,9 @@ def _whole_story(
     Raises DamagedLedger where a number is missing.
     """
     stories = [(part, read_story(part.read_bytes(), journal_id)) for part in parts]
+    for part, story in stories:
+        if story.damage:  # a crash does not leave such: whoever looks into it must find it as it is
+            raise DamagedLedger(f"{part}: {story.damage}; nothing was changed")
     by_seq = merged_events(stories)
     if any(seq not in by_seq for seq in range(1, sealed_seq + 1)):
         by_seq = merged_events(stories, {event["seq"]: event for event in load(journal_id)})
@@ -130,11 +136,9 @@ def _part_to_end(parts: Sequence[Path], journal_id: str, events: Sequence[Mappin
 
 
 def _mend_end(path: Path, journal_id: str) -> None:
-    """Complete a last line that lacks only its newline; cut what cannot be believed."""
+    """Complete a last line that lacks only its newline; cut what a crash has left torn."""
     data = path.read_bytes()
     story = read_story(data, journal_id)
-    if story.damage:
-        _save_cut(path, data, story)
     fd = open_private(path, os.O_WRONLY | os.O_APPEND)
     try:
         if story.good_bytes < len(data):
@@ -144,19 +148,6 @@ def _mend_end(path: Path, journal_id: str) -> None:
         sync_data(fd)
     finally:
         os.close(fd)
-
-
-def _save_cut(path: Path, data: bytes, story: Story) -> None:
-    """Keep whole lines that recovery has to cut: a crash does not leave such, somebody will ask."""
-    saved = path.with_suffix(".cut")
-    _log.error("%s is damaged: %s; they are kept in %s", path, story.damage, saved)
-    with contextlib.suppress(FileExistsError):
-        fd = open_private(saved, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            write_all(fd, data[story.good_bytes :])
-            sync_data(fd)
-        finally:
-            os.close(fd)
 
 
 def _append(
@@ -235,6 +226,9 @@ def _remove_unborn(folder: Path) -> None:
     for leftover in folder.glob("*.tmp"):
         if (folder / f"{leftover.name.split('.')[0]}.jsonl").exists():
             continue  # the next part of a journal: its own recovery removes it
-        with locked(leftover) as fd:
-            if fd is not None:
-                leftover.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime < YOUNG_S:
+                continue  # its process may be about to lock and name it
+            with locked(leftover) as fd:
+                if fd is not None:
+                    leftover.unlink()

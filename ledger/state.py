@@ -28,12 +28,11 @@ import apsw
 
 from ledger.budgets import Balance, Hold, Limit, check
 from ledger.errors import LedgerError
-from ledger.events import MONEY_PLACES
 from ledger.files import open_private
+from ledger.money import dollars, pico
 
 QUARTER_S = 900
 STATE_VERSION = "1"
-_PICO = 10**MONEY_PLACES
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
 
 _TABLES = """
@@ -166,16 +165,6 @@ def _hold(journal_id: str, event: Mapping[str, Any], state: HoldState) -> HoldRo
     )
 
 
-def pico(amount: Decimal | str) -> int:
-    """USD as a whole number of 1e-12 USD; exact for what a ledger's decimal holds."""
-    return int(Decimal(amount).scaleb(MONEY_PLACES))
-
-
-def dollars(amount: int) -> Decimal:
-    """A whole number of 1e-12 USD as USD; exact."""
-    return Decimal(amount).scaleb(-MONEY_PLACES)
-
-
 def quarter_of(moment: datetime | str) -> int:
     """The quarter of an hour a moment falls in, counted from 1970 in UTC."""
     at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
@@ -192,12 +181,25 @@ class State:
             os.close(open_private(path, os.O_RDWR | os.O_CREAT))
             self._db = apsw.Connection(str(path))
             self._db.set_busy_handler(_wait_a_millisecond)
-            self._db.execute("pragma journal_mode = wal; pragma synchronous = normal")
+            self._use_wal()
             self._create()
         except (apsw.Error, OSError) as error:
             raise LedgerError(
-                f"{path} cannot be used: {error}; it is derived, so remove it and open the ledger again"
+                f"{path} cannot be used: {error}; it is derived: stop what uses the ledger, remove it and the"
+                " -wal and -shm beside it, and open the ledger again"
             ) from error
+
+    def _use_wal(self) -> None:
+        """Switching to WAL takes a lock that SQLite does not wait for: whoever is second tries again."""
+        polls = 0
+        while True:
+            try:
+                self._db.execute("pragma journal_mode = wal; pragma synchronous = normal")
+                return
+            except apsw.BusyError:
+                polls += 1
+                if not _wait_a_millisecond(polls):
+                    raise
 
     def close(self) -> None:
         self._db.close()
@@ -220,14 +222,22 @@ class State:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of the block or nothing, one writer at a time across processes."""
-        self._db.execute("begin immediate")
+        """All of the block or nothing, one writer at a time across processes.
+
+        A Ctrl-C may come between any two steps: whatever is open is undone, here or before the next.
+        """
         try:
+            self._undo()
+            self._db.execute("begin immediate")
             yield
+            self._db.execute("commit")
         except BaseException:
-            self._db.execute("rollback")
+            self._undo()
             raise
-        self._db.execute("commit")
+
+    def _undo(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("rollback")
 
     def position(self, journal_id: str) -> int:
         """The number of the last event of a journal that was applied; 0: none."""
@@ -250,7 +260,7 @@ class State:
         if new[0][0] != position + 1:
             raise LedgerError(
                 f"{self.path} knows journal {journal_id} up to {position}, not up to {new[0][0] - 1};"
-                " remove it and open the ledger again: it is derived"
+                " it is derived: stop what uses the ledger, remove it and open the ledger again"
             )
         change = fold(journal_id, (event for _, event in new))
         self._write(change)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TypedDict
 
 from ledger.errors import LedgerError
+from ledger.money import MONEY, total
 
 if TYPE_CHECKING:
     from ledger.ledger import Ledger
@@ -62,7 +63,7 @@ class CostTracker:
     def __init__(
         self, ledger: Ledger | str | Path | None = None, *, durability: Durability | None = None
     ) -> None:
-        self._given = ledger if not isinstance(ledger, str) else Path(ledger)
+        self._given = Path(ledger).expanduser().absolute() if isinstance(ledger, (str, Path)) else ledger
         self._durability = durability
         self._opened: Ledger | None = None
         self._lock = threading.Lock()
@@ -86,7 +87,7 @@ class CostTracker:
             if self._opened is None:
                 from ledger.ledger import Ledger
 
-                self._opened = Ledger.open(self._given, durability=self._durability)
+                self._opened = Ledger.open(self._path(), durability=self._durability)
             return self._opened
 
     def close(self) -> None:
@@ -149,14 +150,14 @@ class CostTracker:
         if self._given is None:
             from ledger.settings import Settings
 
-            return Settings.load().ledger_path
+            self._given = Settings.load().ledger_path.absolute()  # once: a chdir does not move the books
         return self._given if isinstance(self._given, Path) else self._given.path
 
 
 def _total(tiers: Sequence[_Tier]) -> Decimal | None:
     """The priced part of all tiers; None where there are some and nothing is priced."""
     priced = [tier.cost_usd for tier in tiers if tier.cost_usd is not None]
-    return sum(priced, Decimal(0)) if priced or not tiers else None
+    return total(priced) if priced or not tiers else None
 
 
 def _summary(session_id: str | None, tiers: Sequence[_Tier]) -> str:
@@ -183,4 +184,4 @@ def _shown(cost_usd: Decimal | None, unpriced_attempts: int) -> str:
     """Dollars to 4 places, half-even. What is not known is never shown as $0."""
     if cost_usd is None:
         return "unpriced" if unpriced_attempts else "unknown"
-    return f"${cost_usd.quantize(_SHOWN_PLACES, ROUND_HALF_EVEN):f}"
+    return f"${cost_usd.quantize(_SHOWN_PLACES, ROUND_HALF_EVEN, MONEY):f}"

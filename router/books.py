@@ -28,8 +28,8 @@ from ledger.events import (
     RequestFailed,
     RequestReceived,
     plain_text,
-    usd,
 )
+from ledger.money import MONEY, usd
 from ledger.prices import ModelPrices, PriceBook, Usage, list_cost_usd
 from router.catalog import Route
 from router.errors import InvalidRequest, ProviderError, billing_by
@@ -108,7 +108,7 @@ def _list_cost(
     total = _list_cost_of_pass(prices, answer.usage)
     for model, usage in answer.passes:
         part = _list_cost_of_pass(book.at(route.provider, model, at), usage)
-        total = None if total is None or part is None else usd(total + part)
+        total = None if total is None or part is None else usd(MONEY.add(total, part))
     return total
 
 

@@ -22,6 +22,7 @@ from tenacity.wait import wait_base
 from ledger.budgets import Hold, Limit
 from ledger.errors import BudgetError, LedgerError
 from ledger.events import RequestReceived
+from ledger.money import total
 from router import books
 from router.books import Attempt, Cost, Request
 from router.errors import (
@@ -360,7 +361,7 @@ class Drive:
 
     def _add(self, cost: Cost) -> None:
         """An unknown part makes the whole unknown, not smaller."""
-        self._cost = None if self._cost is None or cost.usd is None else self._cost + cost.usd
+        self._cost = None if self._cost is None or cost.usd is None else total([self._cost, cost.usd])
 
     def _elapsed_ms(self, since: float) -> float:
         return max(self._pace.clock() - since, 0.0) * 1000

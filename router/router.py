@@ -256,7 +256,7 @@ def _budget(given: Decimal | int | str | float | None) -> Decimal | None:
     """budget_usd as an exact amount. Raises InvalidRequest for what is none."""
     if given is None:
         return None
-    from ledger.events import usd
+    from ledger.money import usd
 
     try:
         amount = None if isinstance(given, bool) else usd(Decimal(str(given)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ledger.budgets import Balance, Hold, Limit, ceiling_usd, check, prompt_tokens_at_most
 from ledger.errors import BudgetExceeded, SettingsError, UnpricedModel
+from ledger.money import dollars, pico, usd
 from ledger.prices import LongContext, ModelPrices, PriceBook, UnitPrices, Usage, list_cost_usd
 from ledger.settings import OwnPrice
 
@@ -178,3 +179,29 @@ def test_a_limit_holds_up_to_its_last_picodollar() -> None:
         "budget of request r exceeded: limit $1, spent $0.25, reserved $0.25, in doubt $0.250000000001,"
         " asked $0.25; raise the limit or lower max_tokens"
     )
+
+
+def test_money_is_exact_whatever_decimal_context_the_program_has_set() -> None:
+    units = UnitPrices(input=D("0.27"), output=D("1.10"))
+    usage = Usage(input_tokens=123_456_789, output_tokens=987_654)
+    model = prices(input="0.27", output="1.10")
+    with localcontext() as context:
+        context.prec = 6
+        assert list_cost_usd(units, usage) == D("34.41975243")
+        assert usd("0.1234567890125") == D("0.123456789012")
+        assert dollars(pico(D("123.456789012345"))) == D("123.456789012345")
+        ceiling = ceiling_usd(model, b"x" * 9_999_999, message_count=1, has_tools=False, max_tokens=7)
+        with pytest.raises(BudgetExceeded):
+            check(
+                Limit("all", "", D(1)),
+                Balance(D("0.9999999")),
+                Hold("a", "r", None, "t", "FAST", "m", D("0.0000002")),
+            )
+    assert ceiling == ceiling_usd(model, b"x" * 9_999_999, message_count=1, has_tools=False, max_tokens=7)
+
+
+@pytest.mark.parametrize(
+    "spelt", ["1e999999999", "1e99999999999999999999", "-1e999999999", "1e-999999999", ""]
+)
+def test_an_amount_out_of_all_bounds_is_not_known(spelt: str) -> None:
+    assert usd(spelt) in (None, 0)

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from ledger import events, layout, schema
-from ledger.events import EVENT_CLASSES, STAMP_FIELDS, event_of, plain_text, usd
+from ledger.events import EVENT_CLASSES, STAMP_FIELDS, event_of, plain_text
 from ledger.journal import read_line, stamped_line
+from ledger.money import usd
 from ledger.segments import event_table
 
 KIND_OF_TYPE = {

@@ -283,3 +283,79 @@ def test_parts_that_contradict_each_other_are_damage(tmp_path: Path) -> None:
     with pytest.raises(DamagedLedger, match="event 1 has other content than in the part before"):
         merged_events([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", other)])
     assert merged_events([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", first)]).keys() == {1}
+
+
+def test_after_a_failed_sync_the_same_file_is_never_believed_again(
+    make_journal: Callable[..., Journal], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reports a lost page once; a second sync of that file would say all is well."""
+    journal = make_journal()
+    first_fd = journal._fd
+    real_sync, real_open = journal_module.sync_data, journal_module.open_private
+    asked: list[int] = []
+
+    def sync_fails_once(fd: int) -> None:
+        asked.append(fd)
+        if len(asked) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        real_sync(fd)
+
+    def no_handles(path: Path, flags: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(journal_module, "sync_data", sync_fails_once)
+    monkeypatch.setattr(journal_module, "open_private", no_handles)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="Too many open files"):
+            journal.append([received("refused")])
+    monkeypatch.setattr(journal_module, "open_private", real_open)
+    journal.append([received("after")])
+
+    assert asked.count(first_fd) == 1
+    assert len(part_paths(tmp_path, journal.id)) == 2
+    assert [event.get("request_id") for event in story_of(journal, tmp_path)][-1] == "after"
+
+
+def test_a_ctrl_c_before_the_numbers_are_given_does_not_give_one_two_contents(
+    make_journal: Callable[..., Journal], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = make_journal()
+
+    class Interrupting(list[Any]):
+        """A list in which a Ctrl-C comes right after an extension."""
+
+        def extend(self, items: Any) -> None:
+            super().extend(items)
+            raise KeyboardInterrupt
+
+    journal._unconfirmed = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        journal.append([received("interrupted")])
+    journal._unconfirmed = list(journal._unconfirmed)
+    failures = [OSError(errno.EIO, "Input/output error")]
+    real_sync = journal_module.sync_data
+
+    def sync_fails_once(fd: int) -> None:
+        if failures:
+            raise failures.pop()
+        real_sync(fd)
+
+    monkeypatch.setattr(journal_module, "sync_data", sync_fails_once)
+    journal.append([received("after")])
+    assert [event.get("request_id") for event in story_of(journal, tmp_path)] == [None, "after"]
+
+
+def test_state_db_is_told_only_of_what_is_durable(
+    make_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = make_journal()
+    seen: list[int] = []
+    real_sync = journal_module.sync_data
+
+    def sync(fd: int) -> None:
+        seen.append(len(journal.take_unapplied()))
+        real_sync(fd)
+
+    monkeypatch.setattr(journal_module, "sync_data", sync)
+    journal.append([received()])
+    assert (seen, len(journal.take_unapplied())) == ([1], 2)

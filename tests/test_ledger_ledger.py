@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -21,11 +22,12 @@ from events_by_hand import answered_request, completed, failed, gave_up, receive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import Ledger, files, layout
+from ledger import CostTracker, Ledger, files, layout
 from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
 from ledger.errors import BudgetExceeded, LedgerError
+from ledger.events import REQUEST_ENDS
 from ledger.journal import read_story
 from ledger.manifest import read_manifest
 
@@ -515,7 +517,7 @@ def test_a_lost_state_db_is_derived_again_from_segments_and_journals(path: Path)
 def test_a_state_db_that_is_no_database_is_named_with_what_to_do(path: Path) -> None:
     Ledger.open(path).close()
     (path / "state.db").write_text("not a database, not even a small one")
-    with pytest.raises(LedgerError, match=r"state\.db cannot be used: .*remove it and open the ledger again"):
+    with pytest.raises(LedgerError, match=r"state\.db cannot be used: .*open the ledger again"):
         Ledger.open(path)
 
 
@@ -536,3 +538,83 @@ def test_a_ledger_keeps_its_identity(tmp_path: Path) -> None:
     assert len({ledger.id for ledger in opened}) == 1
     for ledger in opened:
         ledger.close()
+
+
+def test_closing_while_threads_work_leaves_no_event_behind_the_last_one(path: Path) -> None:
+    for _ in range(10):
+        ledger = Ledger.open(path, "process-crash")
+        begun = threading.Event()
+
+        def work(thread: int, ledger: Ledger = ledger, begun: threading.Event = begun) -> None:
+            with contextlib.suppress(LedgerError):
+                for number in range(10_000):
+                    answered_request(ledger, f"{ledger.now()}-{thread}-{number}")
+                    begun.set()
+
+        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+        for thread in threads:
+            thread.start()
+        begun.wait(timeout=30)
+        ledger.close()
+        for thread in threads:
+            thread.join()
+    Ledger.open(path).close()
+    for story in stories(path).values():
+        types = [event["event_type"] for event in story]
+        assert types[-1] == "journal_closed"
+        assert types.count("journal_closed") == 1
+        assert types.count("request_received") == sum(kind in REQUEST_ENDS for kind in types)
+
+
+def test_a_chdir_does_not_move_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with CostTracker("books") as tracker, CostTracker() as default:
+        for each in (tracker, default):
+            answered_request(each.ledger, "r-1")
+        monkeypatch.chdir(elsewhere)
+        for each in (tracker, default):
+            answered_request(each.ledger, "r-2")
+            assert each.get_session_cost("s-1") == D("0.000980")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_ctrl_c_in_a_transaction_leaves_no_lock_behind(ledger: Ledger) -> None:
+    with ledger._state() as state:
+        state._db.execute("begin immediate")  # as if interrupted right after it
+        with state.transaction():
+            assert state.indexed_batch == 0
+        with pytest.raises(KeyboardInterrupt), state.transaction():
+            raise KeyboardInterrupt
+        assert not state._db.in_transaction
+    with Ledger.open(ledger.path) as other:
+        answered_request(other, "r-1")
+
+
+def test_many_may_open_a_new_ledger_at_once(path: Path) -> None:
+    problems: list[Exception] = []
+
+    def open_it() -> None:
+        try:
+            Ledger.open(path, "process-crash").close()
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=open_it) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+
+
+def test_a_journal_that_another_has_written_to_is_left_and_a_new_one_begun(ledger: Ledger) -> None:
+    answered_request(ledger, "r-1")
+    (journal,) = (file for file in (ledger.path / "journals").glob("*.jsonl") if file.name != "empty.jsonl")
+    with journal.open("ab") as other:
+        other.write(b"noise")
+    with pytest.raises(LedgerError, match="changed by another"):
+        answered_request(ledger, "r-2")
+    answered_request(ledger, "r-3")
+    assert len(stories(ledger.path)) == 2

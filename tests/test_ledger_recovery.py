@@ -96,7 +96,6 @@ def test_a_torn_end_is_cut(path: Path, cut: int) -> None:
     assert story.good_bytes == journal.stat().st_size
     assert [event["seq"] for event in story.events] == list(range(1, len(story.events) + 1))
     assert types_of(journal)[-1] == "journal_closed"
-    assert not list(journal.parent.glob("*.cut"))
 
 
 def test_a_line_that_lacks_only_its_newline_counts(path: Path) -> None:
@@ -106,17 +105,19 @@ def test_a_line_that_lacks_only_its_newline_counts(path: Path) -> None:
     assert types_of(journal)[-2:] == ["request_completed", "journal_closed"]
 
 
-def test_whole_lines_behind_a_broken_one_are_kept_and_reported(
+def test_a_damaged_journal_is_reported_left_as_it_is_and_refused_by_readers(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal = die(path, answered)
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b"REASONING", b"ORCHESTRA")
-    journal.write_bytes(b"".join(lines))
-    Ledger.open(path).close()
-    assert "2 whole lines out of sequence or behind a broken one" in caplog.text
-    assert journal.with_suffix(".cut").read_bytes() == b"".join(lines[2:])
-    assert types_of(journal)[-2:] == ["request_failed", "journal_closed"]
+    damaged = b"".join(lines)
+    journal.write_bytes(damaged)
+    with Ledger.open(path) as ledger:
+        assert "2 whole lines out of sequence or behind a broken one; nothing was changed" in caplog.text
+        assert journal.read_bytes() == damaged
+        with pytest.raises(DamagedLedger, match="seq 3 is missing or damaged"):
+            ledger.connect()
 
 
 def test_a_living_journal_is_left_alone(path: Path) -> None:
@@ -158,6 +159,9 @@ def test_a_journal_that_never_got_its_name_is_removed(path: Path) -> None:
     Ledger.open(path).close()
     unborn = path / "journals" / "0123.jsonl.tmp"
     unborn.write_bytes(b"{")
+    Ledger.open(path).close()
+    assert unborn.exists(), "its process may be about to name it"
+    os.utime(unborn, (0, 0))
     Ledger.open(path).close()
     assert not unborn.exists()
 

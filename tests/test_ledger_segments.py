@@ -134,7 +134,7 @@ def test_a_segment_without_its_line_is_listed_as_it_is(path: Path) -> None:
         manifest = path / "manifest.jsonl"
         whole = manifest.read_bytes()
         files = {file: file.read_bytes() for file in path.glob("events/**/*.parquet")}
-        for torn in (whole.splitlines(keepends=True)[0], whole[:-10], b""):
+        for torn in (whole.splitlines(keepends=True)[0], whole[:-10], whole[:-1], b""):
             manifest.write_bytes(torn)
             answered = ledger.seal()
             assert answered.batches == []

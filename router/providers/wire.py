@@ -17,7 +17,8 @@ from decimal import Decimal
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple
 
-from ledger.events import plain_text, usd
+from ledger.events import plain_text
+from ledger.money import usd
 from ledger.prices import Usage
 from router.errors import InvalidRequest
 from router.types import ClientResponse, ToolCall, UsageReport
