@@ -22,6 +22,7 @@ The default ledger is `data/ledger`; `bughive-costs demo` writes to `data/demo`.
     state.db                       SQLite: balances, reservations, which batches hold a session; derived
     ledger.id                      the ledger's id and the key of its prompt hashes
     ledger.sql                     for a DuckDB prompt: `.read data/ledger/ledger.sql`
+    seal.lock                      held by the one process that seals
 
 Journals and segments are the truth, and only ever added to; all else is derived. Prompts, answers and
 keys are not in them. Money is `DECIMAL` in US dollars and never a float; moments are UTC.

@@ -78,7 +78,8 @@ def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _T]
 
     try:
         Thread(target=do, name="bughive-sql", daemon=True).start()
-        wait([done])
+        while not done.done():  # in short waits: a signal right before a long one would go unnoticed
+            wait([done], timeout=0.1)
     except KeyboardInterrupt:
         while not done.done():  # again and again: an interrupt before the query has begun is lost
             connection.interrupt()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ledger.errors import BughiveError, NoSuchSession
+from ledger.errors import BughiveError, DamagedLedger, NoSuchSession
 
 if TYPE_CHECKING:
     from reports.options import Period
@@ -119,7 +119,7 @@ def report(
     from reports.spend import spend_report
 
     within = _period(format, since, until, last, tz)
-    path = _ledger_path(ledger)
+    path = _ledger_path(ledger, allow_damage)
     return _Page(
         spend_report(path, session_id=session, period=within, by=by, tz=tz, allow_damage=allow_damage), format
     )
@@ -142,7 +142,7 @@ def sessions(
 
     within = _period(format, since, until, last, tz)
     most = count(limit, "--limit")
-    path = _ledger_path(ledger)
+    path = _ledger_path(ledger, allow_damage)
     return _Page(sessions_report(path, period=within, limit=most, tz=tz, allow_damage=allow_damage), format)
 
 
@@ -158,7 +158,8 @@ def sql(
     from reports.adhoc import sql_report
 
     _period(format, None, None, None, tz)
-    return _Page(sql_report(_ledger_path(ledger), select, tz=tz, allow_damage=allow_damage), format)
+    path = _ledger_path(ledger, allow_damage)
+    return _Page(sql_report(path, select, tz=tz, allow_damage=allow_damage), format)
 
 
 @app.command(cls=PlainCommand)
@@ -204,12 +205,19 @@ def _period(format: str, since: str | None, until: str | None, last: str | None,
     return period(since, until, last, tz, datetime.now(UTC))
 
 
-def _ledger_path(named: str | None) -> Path:
-    if named is not None:
-        return Path(named).expanduser()
+def _ledger_path(named: str | None, allow_damage: bool = False) -> Path:
+    """The ledger asked for. With --allow-damage stderr is told what is wrong with it."""
     from ledger.settings import Settings
 
-    return Settings.load().ledger_path
+    path = Settings.load().ledger_path if named is None else Path(named).expanduser()
+    if allow_damage:
+        from ledger.reader import connect
+
+        try:
+            connect(path, views=()).close()
+        except DamagedLedger as damage:
+            _failed(f"what is damaged is left out, and figures may be too small: {damage}", 0)
+    return path
 
 
 class _Page(NamedTuple):

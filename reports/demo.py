@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, cast
 
 from ledger import Ledger
+from ledger.errors import LedgerError
 from ledger.reader import existing_ledger
 from reports.demo_session import (
     SCREENSHOT_INPUT,
@@ -75,12 +76,20 @@ def run_demo(directory: Path, out: Console, seed: int) -> DemoResult:
 
 
 def _next_session(ledger: Ledger) -> str:
-    """crawl_demo, crawl_demo_2, …: each run of the demo is a session of its own."""
+    """crawl_demo, crawl_demo_2, …: each run of the demo is a session of its own.
+
+    Raises LedgerError for a ledger that holds anything else: the demo never writes to a user's own.
+    """
     with ledger.connect() as connection:
-        row = connection.execute(
-            "select count(distinct session_id) from requests where starts_with(session_id, ?)", [SESSION]
-        ).fetchone()
-    runs = row[0] if row else 0
+        ((runs, others),) = connection.execute(
+            "select count(distinct session_id) filter (starts_with(session_id, $demo)),"
+            " count(*) filter (not coalesce(starts_with(session_id, $demo), false)) from requests",
+            {"demo": SESSION},
+        ).fetchall()
+    if others:
+        raise LedgerError(
+            f"{ledger.path} holds {others:,} requests of your own; name another folder for the demo"
+        )
     return f"{SESSION}_{runs + 1}" if runs else SESSION
 
 

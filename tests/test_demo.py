@@ -19,8 +19,10 @@ from typing import NamedTuple
 
 import duckdb
 import pytest
+from events_by_hand import answered_request
 from rich.console import Console
 
+from ledger import Ledger
 from ledger.errors import LedgerError
 from reports.demo import DemoResult, run_demo
 from router import TASK_MODEL_MAP
@@ -198,3 +200,10 @@ def test_a_folder_that_is_no_ledger_is_left_as_it_is(tmp_path):
 def _segments(played: Played) -> str:
     files = played.folder / "data/demo/events/**/*.parquet"
     return f"read_parquet('{files}', hive_partitioning=true, union_by_name=true)"
+
+
+def test_it_does_not_write_to_a_ledger_with_anything_else_in_it(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "own") as ledger:
+        answered_request(ledger, "r-1")
+    with pytest.raises(LedgerError, match="holds 1 requests of your own; name another folder"):
+        run_demo(tmp_path / "own", Console(file=io.StringIO()), 7)

@@ -22,7 +22,7 @@ from router.simulator import Simulator
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-NOT_RUN_HERE = ("python3 -m venv", ". .venv", "export ")  # the set-up that runs these tests, and keys
+NOT_RUN_HERE = ("python3 -m venv", ". ~/agent-env", "export ")  # the set-up that runs these tests, and keys
 
 
 class Block(NamedTuple):

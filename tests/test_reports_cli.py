@@ -277,7 +277,10 @@ def test_a_damaged_ledger_is_refused_unless_told(tmp_path: Path, capsys: pytest.
     assert status == 2
     assert str(segment) in line
     assert main(["report", "--ledger", str(history.path), "--allow-damage", "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["requests"] == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["requests"] == 1
+    assert "what is damaged is left out, and figures may be too small" in told.err
+    assert str(segment) in told.err
 
 
 # what is written

@@ -3,7 +3,7 @@
 -- A request counts at the tier that answered it, else the last one tried; attempts, tokens and
 -- cost count at the tier that incurred them. So a tier may have attempts and no request.
 -- session_id: the caller's grouping key; NULL: none was given
--- tier: ORCHESTRATOR, REASONING, CODING, GENERAL or FAST
+-- tier: one of the five, one of your own, or DIRECT: a client asked without a router
 -- requests: requests that it answered, or was the last to try
 -- attempts: HTTP calls to its model
 -- failed_attempts: those that ended without an answer
