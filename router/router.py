@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from tenacity.wait import wait_base
 
+from ledger.errors import nearest
 from ledger.settings import Settings, TierSetting
 from router.catalog import Catalog, route_for
 from router.errors import InvalidRequest, UnknownTask
@@ -119,6 +120,7 @@ class LLMRouter:
         recorded. BudgetExceeded, UnpricedModel, UnboundedRequest: nothing was sent.
         RouteExhausted: no answer. LedgerError: the books could not be kept.
         """
+        _refuse_mistyped(params)
         request = _Asked(task, messages, max_tokens, tools, system, temperature, params)
         return self._route(request, (), session_id, tags, budget_usd, timeout_s, deadline_s)
 
@@ -144,6 +146,7 @@ class LLMRouter:
         fallback_tier: one, or several to be asked in turn; without it as the tier is set, else FAST.
         The task's own tier as fallback means none. budget_usd and deadline_s cover all tiers.
         """
+        _refuse_mistyped(params)
         request = _Asked(task, messages, max_tokens, tools, system, temperature, params)
         if fallback_tier is None:
             setting = self._setting().tiers.get(tier_of(task))
@@ -237,6 +240,26 @@ class LLMRouter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_OWN = (
+    *("session_id", "max_tokens", "tools", "system", "temperature", "tags", "budget_usd", "timeout_s"),
+    *("deadline_s", "fallback_tier", "messages", "task"),
+)
+
+
+def _refuse_mistyped(params: Mapping[str, Any]) -> None:
+    """A budget or a session that is mistyped must not travel on as some provider's parameter."""
+    if not params:
+        return
+    from router.params import PARAMS
+
+    known = {param.name for param in PARAMS}
+    for name in params:
+        if name == "fallback_tier":
+            raise InvalidRequest("fallback_tier is for route_with_fallback(); route() asks one tier")
+        if name not in known and (meant := nearest(name, _OWN)):
+            raise InvalidRequest(f"there is no argument {name!r}{meant}")
 
 
 def _first(*choices: _T | None) -> _T:

@@ -118,11 +118,11 @@ def test_tools_and_their_choice_reach_each_provider_in_its_own_shape(
 def test_what_only_the_other_provider_knows_is_left_out_with_a_log_line(
     sim: Simulator, openrouter: OpenRouterClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    openrouter.create_completion(model=CHAT, messages=ASK, thinking={"type": "enabled"}, seed=5)
+    openrouter.create_completion(model=CHAT, messages=ASK, mcp_servers=[], seed=5)
 
-    assert "thinking" not in sim.log[0].request_body
+    assert "mcp_servers" not in sim.log[0].request_body
     assert sim.log[0].request_body["seed"] == 5
-    assert "openrouter knows nothing of thinking" in caplog.text
+    assert "openrouter knows nothing of mcp_servers" in caplog.text
 
 
 def test_a_client_alone_retries_as_the_policy_says(

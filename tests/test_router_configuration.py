@@ -381,3 +381,25 @@ def test_equal_prompts_have_equal_hashes_however_they_are_asked(sim: Simulator) 
         same, again, other = events(ledger, "request_received")
     assert same["prompt_hash"] == again["prompt_hash"] != other["prompt_hash"]
     assert same["prompt_bytes"] == again["prompt_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("sesion_id", "session_id"),
+        ("budget", "budget_usd"),
+        ("max_token", "max_tokens"),
+        ("timeout", "timeout_s"),
+        ("deadline", "deadline_s"),
+    ],
+)
+def test_a_mistyped_argument_is_refused_rather_than_sent(
+    mistyped: str, meant: str, make_router: Callable[..., LLMRouter], sim: Simulator
+) -> None:
+    router = make_router()
+    for route in (router.route, router.route_with_fallback):
+        with pytest.raises(InvalidRequest, match=f"there is no argument '{mistyped}'.*{meant}"):
+            route("analyze_page", ASK, **{mistyped: 1})
+    with pytest.raises(InvalidRequest, match=r"fallback_tier is for route_with_fallback\(\)"):
+        router.route("analyze_page", ASK, fallback_tier="FAST")
+    assert sim.log == []

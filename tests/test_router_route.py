@@ -446,7 +446,7 @@ UNBOUNDED: dict[str, dict[str, Any]] = {
     "server tool": {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
     "mcp_servers": {"mcp_servers": [{"url": "https://a.example"}]},
     "unknown parameter": {"brand_new": 1},
-    "service tier": {"service_tier": "priority"},
+    "service tier": {"service_tier": "auto"},
     "remote image": {"messages": [{"role": "user", "content": [IMAGE]}]},
     "remote image in a tool's result": {
         "messages": [

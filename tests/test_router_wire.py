@@ -440,3 +440,33 @@ def test_json_read_exactly_is_written_back_equal(value: Any) -> None:
     if "NaN" not in text and "Infinity" not in text:
         assert json.loads(compact(decoded(text.encode()))) == json.loads(text)
     assert repr(plain(decoded(text.encode()))) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":1e999999999}',
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":1e99999999999999999999}',
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":-1}',
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":NaN}',
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":"0.1"}',
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":1000000}',
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":0.5,"is_byok":true}',
+        '{"prompt_tokens":10,"completion_tokens":1,"cost":"x","is_byok":true,'
+        '"cost_details":{"upstream_inference_cost":0.02}}',
+        '{"prompt_tokens":1e99999999999999999999,"completion_tokens":1}',
+        '{"prompt_tokens":' + "9" * 5_000 + ',"completion_tokens":1}',
+    ],
+)
+def test_a_cost_that_cannot_be_meant_is_unknown_and_the_answer_is_kept(usage: str) -> None:
+    body = (
+        '{"id":"g","model":"deepseek/deepseek-chat","choices":[{"message":{"content":"ok"},'
+        f'"finish_reason":"stop"}}],"usage":{usage}}}'
+    )
+    answer = openrouter.read_reply(Reply(200, {}, body.encode()))
+    route = Route("REASONING", "deepseek/deepseek-chat", "openrouter")
+    prices = BOOK.at(route.provider, route.model, NOW)
+
+    assert answer.content == "ok"
+    assert answer.usage_suspect
+    assert books.cost_of(answer, route, prices, BOOK, NOW).usd is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ledger.prices import Usage
 from router.errors import ProviderError
-from router.messages import anthropic_history, anthropic_tool_choice, anthropic_tools
+from router.messages import anthropic_history
+from router.params import Asked, Told, told
 from router.providers.client import Call, PricesPerMtok
 from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
 from router.providers.wire import (
@@ -23,29 +25,25 @@ from router.providers.wire import (
     verbatim,
     words_of,
 )
+from router.tools import anthropic_tools
 from router.types import ToolCall
+
+_log = logging.getLogger("router")
 
 PROVIDER = "anthropic"
 
-# What OpenRouter knows and Anthropic does not; left out when a request goes here.
-FOREIGN_PARAMS = frozenset(
-    {
-        *("models", "n", "parallel_tool_calls", "plugins", "provider", "reasoning", "response_format"),
-        *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs"),
-        *("top_logprobs", "min_p", "top_a", "route", "seed", "transforms", "usage", "user"),
-    }
-)
 _BOUNDED = frozenset(
     {
         *("model", "messages", "max_tokens", "system", "tools", "tool_choice", "stop_sequences"),
-        *("temperature", "top_p", "top_k", "metadata", "thinking"),
+        *("temperature", "top_p", "top_k", "metadata", "thinking", "output_config"),
     }
 )
 
 
 def left_out(call: Call) -> list[str]:
-    """The parameters that only OpenRouter knows."""
-    return sorted(FOREIGN_PARAMS.intersection(call.params))
+    """The parameters and tools that only OpenRouter knows."""
+    tools, not_here = anthropic_tools(call.tools or ())
+    return [*_told(call, bool(tools)).left_out, *not_here]
 
 
 def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None) -> dict[str, Any]:
@@ -54,22 +52,18 @@ def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None)
     body: dict[str, Any] = {"model": model, "max_tokens": call.max_tokens, "messages": messages}
     if system:
         body["system"] = system
-    if call.tools:
-        body["tools"] = anthropic_tools(call.tools)
-    if call.temperature is not None:
-        body["temperature"] = call.temperature
-    for key, value in call.params.items():
-        if value is not None and key not in FOREIGN_PARAMS:
-            body.update(_param(key, value))
-    return body
+    tools, _ = anthropic_tools(call.tools or ())
+    if tools:
+        body["tools"] = tools
+    params = _told(call, bool(tools))
+    for words in params.nearly:
+        _log.warning("%s is told only nearly: %s", PROVIDER, words)
+    return {**body, **params.body}
 
 
-def _param(key: str, value: Any) -> dict[str, Any]:
-    if key == "stop":
-        return {"stop_sequences": [value] if isinstance(value, str) else list(value)}
-    if key == "tool_choice":
-        return {"tool_choice": anthropic_tool_choice(value)}
-    return {key: value}
+def _told(call: Call, has_tools: bool) -> Told:
+    given = {"temperature": call.temperature, **call.params}
+    return told("anthropic", Asked(given, call.max_tokens, has_tools))
 
 
 def why_unbounded(body: Mapping[str, Any]) -> str | None:

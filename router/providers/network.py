@@ -1,4 +1,4 @@
-"""Sockets that keep to a deadline: the network backend of the connection pool."""
+"""Sockets that keep to a deadline: the network backend of the connections."""
 
 from __future__ import annotations
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from ledger.events import usd
+from ledger.money import total, usd
 from ledger.prices import Usage
-from router.messages import openai_history, openai_tool_choice, openai_tools
+from router.messages import openai_history
+from router.params import Asked, Told, told
 from router.providers.client import Call, PricesPerMtok
 from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
 from router.providers.wire import (
@@ -24,14 +26,15 @@ from router.providers.wire import (
     verbatim,
     words_of,
 )
+from router.tools import openai_tools
 from router.types import ToolCall
+
+_log = logging.getLogger("router")
 
 PROVIDER = "openrouter"
 
-# What Anthropic knows and OpenRouter does not; left out when a request goes here.
-FOREIGN_PARAMS = frozenset(
-    {"betas", "container", "context_management", "mcp_servers", "service_tier", "thinking"}
-)
+# The models that read cache_control, by how their names begin; the others cache by themselves or not at all.
+_CACHING = ("anthropic/", "google/")
 _BOUNDED = frozenset(
     {
         *("model", "messages", "max_tokens", "n", "stop", "seed", "user", "provider", "reasoning"),
@@ -51,36 +54,34 @@ _STOP_REASONS = {
 
 def left_out(call: Call) -> list[str]:
     """The parameters and tools that only Anthropic knows."""
-    return [*sorted(FOREIGN_PARAMS.intersection(call.params)), *openai_tools(call.tools or ())[1]]
+    tools, not_here = openai_tools(call.tools or ())
+    return [*_told(call, bool(tools)).left_out, *not_here]
 
 
 def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None) -> dict[str, Any]:
     """The body of a call of POST /chat/completions."""
+    caching = model.startswith(_CACHING)
     body: dict[str, Any] = {
         "model": model,
-        "messages": openai_history(call.messages, call.system),
+        "messages": openai_history(call.messages, call.system, caching=caching),
         "max_tokens": call.max_tokens,
     }
-    tools, _ = openai_tools(call.tools or ())
+    tools, _ = openai_tools(call.tools or (), caching=caching)
     if tools:
         body["tools"] = tools
-    if call.temperature is not None:
-        body["temperature"] = call.temperature
-    for key, value in call.params.items():
-        if value is not None and key not in FOREIGN_PARAMS:
-            body.update(_param(key, value))
+    params = _told(call, bool(tools))
+    for words in params.nearly:
+        _log.warning("%s is told only nearly: %s", PROVIDER, words)
+    body.update(params.body)
     if max_price is not None:
         limits = {"prompt": float(max_price.prompt), "completion": float(max_price.completion)}
         body["provider"] = {**table(body.get("provider")), "max_price": limits}
     return body
 
 
-def _param(key: str, value: Any) -> dict[str, Any]:
-    if key == "stop_sequences":
-        return {"stop": value}
-    if key == "tool_choice":
-        return {"tool_choice": openai_tool_choice(value)}
-    return {key: value}
+def _told(call: Call, has_tools: bool) -> Told:
+    given = {"temperature": call.temperature, **call.params}
+    return told("openrouter", Asked(given, call.max_tokens, has_tools))
 
 
 def why_unbounded(body: Mapping[str, Any]) -> str | None:
@@ -250,6 +251,8 @@ def _costs(reported: Mapping[str, Any], numbers: Numbers) -> tuple[Decimal | Non
     upstream = numbers.cost(table(reported.get("cost_details")), "upstream_inference_cost")
     if reported.get("is_byok") is not True:
         return cost, upstream
-    if upstream is None:
-        return None, None  # the larger part is not known
-    return usd((cost or Decimal(0)) + upstream), upstream
+    if upstream is None or cost is None:
+        numbers.problems.append("is_byok, and a part of the cost is not reported")
+        numbers.known = False
+        return None, upstream
+    return usd(total([cost, upstream])), upstream

@@ -1,7 +1,7 @@
 """The one place that does HTTP: post a body, get a Reply, within a time by the wall clock.
 
     post(channel, provider, url, headers, body, timeout_s) ──▶ Reply       raises ProviderError
-    Pool          the channel used unless a transport is given: httpcore's connection pool
+    Pool          the channel used unless a transport is given: httpcore's connections, kept
     Through       the channel through any httpx.BaseTransport
 
 A `Deadline` is a timeout that runs out: it travels through httpcore as the value of each of its

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, NamedTuple
 
@@ -25,7 +25,18 @@ from router.types import ClientResponse, ToolCall, UsageReport
 
 TOKENS_BOUND = 2**53
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal)
+
+
+def _exact(spelt: str) -> Decimal:
+    """A number as it is spelt; NaN for one that no decimal can be."""
+    try:
+        return Decimal(spelt)
+    except InvalidOperation:
+        return Decimal("NaN")
+
+
+_DECODER = json.JSONDecoder(parse_float=_exact, parse_constant=_exact)
+_PATIENT_DECODER = json.JSONDecoder(parse_float=_exact, parse_constant=_exact, parse_int=_exact)
 _USAGE_BOUND = 60_000
 
 
@@ -114,10 +125,15 @@ def encoded(body: Mapping[str, Any]) -> bytes:
 
 def decoded(body: bytes) -> Any:
     """JSON with its fractions as exact decimals. Raises ValueError for what is not JSON."""
+    text = body.decode("utf-8-sig")
     try:
-        return _DECODER.decode(body.decode("utf-8-sig"))
+        return _DECODER.decode(text)
+    except json.JSONDecodeError:
+        raise
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except ValueError:  # a whole number of thousands of digits, which Python's int refuses
+        return _PATIENT_DECODER.decode(text)
 
 
 def plain(value: Any) -> Any:
@@ -242,16 +258,21 @@ class Numbers:
         return int(min(max(value, 0), TOKENS_BOUND))
 
     def cost(self, source: Mapping[str, Any], key: str) -> Decimal | None:
-        """An amount in USD, exactly as spelt; None where there is none, or none that can be meant."""
+        """An amount in USD, exactly as spelt; None where there is none, or none that can be meant.
+
+        Of what cannot be meant it is not known what it cost: the list price is no substitute.
+        """
         value = source.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
             self.problems.append(f"{key} is {compact(value)[:40]}, not an amount")
+            self.known = False
             return None
         amount = usd(value)
         if amount is None or amount < 0:
             self.problems.append(f"{key} is {value!s:.40}, which is no amount")
+            self.known = False
             return None
         return amount
 
