@@ -42,9 +42,9 @@ def open_private(path: Path, flags: int) -> int:
 
 def write_all(fd: int, data: bytes) -> None:
     """Write all of it; raises OSError with a part written where the disk is full."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, data[written:])
 
 
 def make_private_folder(folder: Path) -> None:

@@ -342,7 +342,8 @@ class Journal:
             if not 0 <= written <= len(tail.queue):
                 self.is_lost = True
                 raise LedgerError(f"{self.path} was changed by another: its size is {found.st_size} bytes")
-            self._write(tail.queue[written:])
+            if tail.queue:
+                self._write(tail.queue[written:])
         except (OSError, LedgerError) as error:
             reason = error if isinstance(error, LedgerError) else _cannot_write(self.path, error)
             if not must_keep:
@@ -357,8 +358,8 @@ class Journal:
                 write_all(self._fd, missing)
             except OSError as error:
                 raise _cannot_write(self.path, error) from error
-        tail = self._tail
-        self._tail = tail._replace(size=tail.size + len(tail.queue), queue=b"")
+        size, queue, seq, open_requests, unapplied = self._tail
+        self._tail = _Tail(size + len(queue), b"", seq, open_requests, unapplied)
 
     def _own_file(self) -> os.stat_result:
         """The journal's file as it is; opened again where another part of the program closed it."""
@@ -443,7 +444,7 @@ def stamped_line(journal_id: str, seq: int, occurred_at: datetime, event: BaseMo
 
 def _facts(event: BaseModel) -> bytes:
     """An event's own fields as they go into its line, without the opening brace."""
-    return event.model_dump_json(exclude_none=True).encode()[1:-1]
+    return event.__pydantic_serializer__.to_json(event, exclude_none=True)[1:-1]
 
 
 def _stamp(head: bytes, seq: int, occurred_at: bytes, facts: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -47,20 +47,16 @@ class RequestLog:
         self.started_at = self._commit(events)
 
     def _commit(self, events: Sequence[BaseModel]) -> datetime:
-        starting = [event for event in events if isinstance(event, AttemptStarted)]
-        ends = any(event.event_type in REQUEST_ENDS for event in events)  # type: ignore[attr-defined]
         first = isinstance(events[0], RequestReceived)
-
-        def never_sent(at: datetime) -> Sequence[BaseModel]:
-            request_at = at if first else self.started_at
-            return () if ends else _never_sent(self._received, request_at, starting, at)
-
+        starting = [event for event in events if type(event) is AttemptStarted]
+        ends = events[-1].event_type in REQUEST_ENDS  # type: ignore[attr-defined]
         try:
-            occurred_at = self._journal.append(
-                events,
-                must_keep=not starting and not first,
-                unless_confirmed=never_sent if starting or first else None,
-            )
+            if starting or first:
+                occurred_at = self._journal.append(
+                    events, unless_confirmed=self._ending_of(starting, first, ends)
+                )
+            else:  # it has happened: kept, whatever the disk says
+                occurred_at = self._journal.append(events, must_keep=True)
         except BaseException:
             for event in starting:
                 self._ledger.release(event.attempt_id)
@@ -71,6 +67,16 @@ class RequestLog:
             self._end()
         self._ledger.journal_appended(self._journal, occurred_at)
         return occurred_at
+
+    def _ending_of(
+        self, starting: Sequence[AttemptStarted], first: bool, ends: bool
+    ) -> Callable[[datetime], Sequence[BaseModel]]:
+        """How the request ends if these events, at that moment, cannot be recorded."""
+
+        def ending(at: datetime) -> Sequence[BaseModel]:
+            return () if ends else _never_sent(self._received, at if first else self.started_at, starting, at)
+
+        return ending
 
     def _end(self) -> None:
         self._ended = True

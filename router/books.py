@@ -8,7 +8,6 @@ Cost       what an answer cost, by the provider's word and by the price book
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -37,8 +36,7 @@ from router.providers.client import Call
 from router.providers.wire import Answer, added
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What every event of a request repeats."""
 
     request_id: str
@@ -58,8 +56,7 @@ class Request:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What the outcome of an attempt repeats. `prices` is None where the model has none."""
 
     request: Request

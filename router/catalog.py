@@ -14,7 +14,7 @@ from router.tasks import ModelTier
 PROVIDERS = ("anthropic", "openrouter")
 _MODELS = Path(__file__).with_name("models.toml")
 
-Catalog = Mapping[str, tuple[str, str]]
+Catalog = Mapping[Any, tuple[str, str]]  # by tier, named by text or as a ModelTier
 
 
 class Route(NamedTuple):
@@ -30,7 +30,7 @@ def route_for(tier: str, own: Catalog, settings: Mapping[str, TierSetting]) -> R
 
     Raises UnknownTier naming the nearest, InvalidRequest for a provider that there is not.
     """
-    catalogs = (own, _pointed(settings), _shipped())
+    catalogs = (own, _pointed(settings), _shipped()) if settings else (own, _shipped())
     for catalog in catalogs:
         if tier in catalog:
             model, provider = catalog[tier]

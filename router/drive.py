@@ -197,6 +197,8 @@ class Drive:
     def _prepared_for(self, target: Target) -> Prepared:
         """The call as this target is sent it, at the prices now in force."""
         route = target.route
+        if self._attempt is None and route.tier in self._prepared:  # made ready a moment ago
+            return self._prepared[route.tier]
         prices = self._ledger.prices.at(route.provider, route.model, self._ledger.now())
         prepared = self._prepared.get(route.tier)
         if prepared is None or prepared.prices is not prices:

@@ -10,11 +10,14 @@ is told its own. A parameter that is not in the table is passed, to whichever pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from router.errors import InvalidRequest
 from router.tools import anthropic_tool_choice, openai_tool_choice
+
+_log = logging.getLogger("router")
 
 
 class Asked(NamedTuple):
@@ -31,6 +34,9 @@ class Told(NamedTuple):
     body: Mapping[str, Any] = {}
     left_out: tuple[str, ...] = ()
     nearly: tuple[str, ...] = ()
+
+
+_NOTHING = Told()
 
 
 class Translated(NamedTuple):
@@ -55,6 +61,8 @@ class Param(NamedTuple):
 def told(provider: Literal["anthropic", "openrouter"], asked: Asked) -> Told:
     """What a provider is told of the parameters given; one that is None counts as not given."""
     given = {name: value for name, value in asked.params.items() if value is not None}
+    if not given:
+        return _NOTHING
     rules = {name: _rule(provider, name, asked) for name in given}
     asked = asked._replace(params=given)
     body = {name: value for name, value in given.items() if rules[name] == "passed"}
@@ -68,6 +76,15 @@ def told(provider: Literal["anthropic", "openrouter"], asked: Asked) -> Told:
             left_out += part.left_out
             nearly += part.nearly
     return Told(body, tuple(left_out), tuple(nearly))
+
+
+def log_changes(provider: str, said: Told, tools_left_out: Sequence[str]) -> None:
+    """Say what a provider is not told, or only nearly: nothing of a call is changed in silence."""
+    left_out = [*said.left_out, *tools_left_out]
+    if left_out:
+        _log.warning("%s knows nothing of %s: left out", provider, ", ".join(left_out))
+    for words in said.nearly:
+        _log.warning("%s is told only nearly: %s", provider, words)
 
 
 def _rule(provider: str, name: str, asked: Asked) -> Rule:

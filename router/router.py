@@ -179,7 +179,7 @@ class LLMRouter:
 
     def _target(self, tier: str, asked: _Asked, timeout_s: float | None) -> Target:
         """A tier as this call asks it: as the call says, else as the tier is set, else by default."""
-        from router.prepare import Target
+        from router.prepare import Target  # late: it loads the price book's models
 
         tiers = self._setting().tiers
         setting = tiers.get(tier, _NOTHING_SET)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ledger.prices import Usage
 from router.errors import ProviderError
 from router.messages import anthropic_history
-from router.params import Asked, Told, told
+from router.params import Asked, Told, log_changes, told
 from router.providers.client import Call, PricesPerMtok
 from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
 from router.providers.wire import (
@@ -28,8 +27,6 @@ from router.providers.wire import (
 from router.tools import anthropic_tools
 from router.types import ToolCall
 
-_log = logging.getLogger("router")
-
 PROVIDER = "anthropic"
 
 _BOUNDED = frozenset(
@@ -40,24 +37,17 @@ _BOUNDED = frozenset(
 )
 
 
-def left_out(call: Call) -> list[str]:
-    """The parameters and tools that only OpenRouter knows."""
-    tools, not_here = anthropic_tools(call.tools or ())
-    return [*_told(call, bool(tools)).left_out, *not_here]
-
-
 def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None) -> dict[str, Any]:
     """The body of POST /v1/messages. Anthropic's prices are its own: it takes no max_price."""
     system, messages = anthropic_history(call.messages, call.system)
     body: dict[str, Any] = {"model": model, "max_tokens": call.max_tokens, "messages": messages}
     if system:
         body["system"] = system
-    tools, _ = anthropic_tools(call.tools or ())
+    tools, tools_left_out = anthropic_tools(call.tools or ())
     if tools:
         body["tools"] = tools
     params = _told(call, bool(tools))
-    for words in params.nearly:
-        _log.warning("%s is told only nearly: %s", PROVIDER, words)
+    log_changes(PROVIDER, params, tools_left_out)
     return {**body, **params.body}
 
 
@@ -68,9 +58,8 @@ def _told(call: Call, has_tools: bool) -> Told:
 
 def why_unbounded(body: Mapping[str, Any]) -> str | None:
     """What in a body may cost more than its size tells; None: nothing."""
-    unknown = sorted(set(body) - _BOUNDED)
-    if unknown:
-        return f"parameter {unknown[0]}"
+    if not body.keys() <= _BOUNDED:
+        return f"parameter {min(body.keys() - _BOUNDED)}"
     for tool in body.get("tools", ()):
         if tool.get("type") not in (None, "custom"):
             return f"server tool {tool.get('type')}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,6 @@ if TYPE_CHECKING:  # loaded when the first call is made: `import router` stays l
     from router.providers.transport import Channel
     from router.providers.wire import Answer, Reply
 
-_log = logging.getLogger("router")
 
 DIRECT_TIER = "DIRECT"  # where the books put what a client was asked without a router
 
@@ -69,9 +67,6 @@ class Dialect(Protocol):
 
     def request_body(self, call: Call, model: str, max_price: PricesPerMtok | None, /) -> dict[str, Any]:
         """The body of a call."""
-
-    def left_out(self, call: Call, /) -> list[str]:
-        """What of a call this provider has no word for."""
 
     def why_unbounded(self, body: Mapping[str, Any], /) -> str | None:
         """What in a body may cost more than its size tells; None: nothing."""
@@ -126,9 +121,6 @@ class ProviderClient:
 
     def body(self, call: Call, model: str, max_price: PricesPerMtok | None = None) -> dict[str, Any]:
         """The request body for a model; what this provider does not know is left out, with a log line."""
-        left_out = self.dialect.left_out(call)
-        if left_out:
-            _log.warning("%s knows nothing of %s: left out", self.provider, ", ".join(left_out))
         return self.dialect.request_body(call, model, max_price)
 
     def send(self, body: bytes, timeout_s: float) -> Answer:

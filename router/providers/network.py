@@ -118,6 +118,7 @@ class _Stream(httpcore.NetworkStream):
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._held = bytearray()
+        self._poll: select.poll | None = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._held:
@@ -169,16 +170,16 @@ class _Stream(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":
-            return _is_readable(self._sock)
+            return self._is_readable()
         if info == "ssl_object" and isinstance(self._sock, ssl.SSLSocket):
             return self._sock
         return None
 
-
-def _is_readable(sock: socket.socket) -> bool:
-    """Whether an idle connection has something to say: then the server has closed it."""
-    if sock.fileno() < 0:
-        return True
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+    def _is_readable(self) -> bool:
+        """Whether an idle connection has something to say: then the server has closed it."""
+        if self._sock.fileno() < 0:
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._sock.fileno(), select.POLLIN)
+        return bool(self._poll.poll(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ledger.money import total, usd
 from ledger.prices import Usage
 from router.messages import openai_history
-from router.params import Asked, Told, told
+from router.params import Asked, Told, log_changes, told
 from router.providers.client import Call, PricesPerMtok
 from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
 from router.providers.wire import (
@@ -28,8 +27,6 @@ from router.providers.wire import (
 )
 from router.tools import openai_tools
 from router.types import ToolCall
-
-_log = logging.getLogger("router")
 
 PROVIDER = "openrouter"
 
@@ -52,12 +49,6 @@ _STOP_REASONS = {
 }
 
 
-def left_out(call: Call) -> list[str]:
-    """The parameters and tools that only Anthropic knows."""
-    tools, not_here = openai_tools(call.tools or ())
-    return [*_told(call, bool(tools)).left_out, *not_here]
-
-
 def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None) -> dict[str, Any]:
     """The body of a call of POST /chat/completions."""
     caching = model.startswith(_CACHING)
@@ -66,12 +57,11 @@ def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None)
         "messages": openai_history(call.messages, call.system, caching=caching),
         "max_tokens": call.max_tokens,
     }
-    tools, _ = openai_tools(call.tools or (), caching=caching)
+    tools, tools_left_out = openai_tools(call.tools or (), caching=caching)
     if tools:
         body["tools"] = tools
     params = _told(call, bool(tools))
-    for words in params.nearly:
-        _log.warning("%s is told only nearly: %s", PROVIDER, words)
+    log_changes(PROVIDER, params, tools_left_out)
     body.update(params.body)
     if max_price is not None:
         limits = {"prompt": float(max_price.prompt), "completion": float(max_price.completion)}
@@ -86,9 +76,8 @@ def _told(call: Call, has_tools: bool) -> Told:
 
 def why_unbounded(body: Mapping[str, Any]) -> str | None:
     """What in a body may cost more than its size tells; None: nothing."""
-    unknown = sorted(set(body) - _BOUNDED)
-    if unknown:
-        return f"parameter {unknown[0]}"
+    if not body.keys() <= _BOUNDED:
+        return f"parameter {min(body.keys() - _BOUNDED)}"
     if str(body["model"]).endswith(":online"):
         return "web search"
     if body.get("n", 1) not in range(1, 129):

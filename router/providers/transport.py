@@ -162,11 +162,12 @@ class Pool:
         self._proxy = proxy
         self._lock = threading.Lock()
         self._kept: _Kept | None = None
+        self._url: tuple[httpx.URL, httpcore.URL] | None = None
 
     def exchange(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Reply:
         request = httpcore.Request(
             b"POST",
-            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            self._url_of(url),
             headers=[*headers, (b"content-length", b"%d" % len(body))],
             content=body,
             extensions=_timeouts(deadline),
@@ -183,6 +184,16 @@ class Pool:
             kept.give_back(request.url, connection)
         told = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in response.headers}
         return Reply(response.status, told, _unpacked(content, told.get("content-encoding")))
+
+    def _url_of(self, url: httpx.URL) -> httpcore.URL:
+        """The same address in httpcore's terms; a client asks for one only."""
+        known = self._url
+        if known is None or known[0] is not url:
+            target = httpcore.URL(
+                scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+            )
+            known = self._url = (url, target)
+        return known[1]
 
     def close(self) -> None:
         with self._lock:
