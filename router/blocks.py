@@ -41,12 +41,12 @@ class Misfit(Exception):
 
 def each(blocks: object, where: str, translate: Callable[[Block], _T]) -> list[_T]:
     """Each block translated, or the Misfit that says which could not be."""
-    if isinstance(blocks, (str, bytes)) or not isinstance(blocks, (list, Sequence)):
+    if type(blocks) is not list and (isinstance(blocks, (str, bytes)) or not isinstance(blocks, Sequence)):
         raise Misfit(f"{where} must be text or a list of blocks, not {short(blocks)}")
     done: list[_T] = []
     try:
         for block in blocks:
-            if not isinstance(block, _MAPPING):
+            if type(block) is not dict and not isinstance(block, _MAPPING):
                 raise Misfit(f"a block must be a dict, not {short(block)}")
             done.append(translate(block))
     except Misfit as misfit:

@@ -203,12 +203,12 @@ def _openai_answer(message: Message, caching: bool) -> dict[str, Any] | None:
 
         def take(block: Block) -> None:
             kind = block.get("type")
-            if kind == "text":
+            if kind == "tool_use":
+                calls.append(function_call(block))
+            elif kind == "text":
                 texts.append({"type": "text", "text": text_in(block, "text"), **mark_of(block, caching)})
             elif kind == "refusal":
                 texts.append({"type": "text", "text": text_in(block, "refusal")})
-            elif kind == "tool_use":
-                calls.append(function_call(block))
             elif kind not in THOUGHTS:
                 raise Misfit(f"{short(kind)} has no place in an answer of another provider; leave it out")
 
@@ -227,7 +227,9 @@ def _tool_message(result: Block, call_id: object, pictures: list[Block], caching
     """A tool's result as a message; what in it is no text is added to `pictures`."""
     content = result.get("content")
     text: str | list[Block]
-    if is_blocks(content):
+    if isinstance(content, str):
+        text = content
+    elif is_blocks(content):
         texts: list[Block] = []
         others: list[Block] = []
         for part in _openai_parts(content, caching):
@@ -240,7 +242,7 @@ def _tool_message(result: Block, call_id: object, pictures: list[Block], caching
         text = as_text(content)
     if result.get("is_error"):
         text = ERROR_MARK + text if isinstance(text, str) else _begun_with(ERROR_MARK, *text)
-    if isinstance(text, str) and (mark := mark_of(result, caching)):
+    if "cache_control" in result and isinstance(text, str) and (mark := mark_of(result, caching)):
         text = [{"type": "text", "text": text, **mark}]
     return {"role": "tool", "tool_call_id": str(call_id or "call"), "content": text}
 

@@ -145,6 +145,8 @@ class LLMRouter:
 
         fallback_tier: one, or several to be asked in turn; without it as the tier is set, else FAST.
         The task's own tier as fallback means none. budget_usd and deadline_s cover all tiers.
+
+        Raises as `route` does; UnknownTier also for a fallback.
         """
         _refuse_mistyped(params)
         request = _Asked(task, messages, max_tokens, tools, system, temperature, params)
