@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 
+from ledger.money import MONEY
+
 
 class BughiveError(Exception):
     """Root of all errors raised by `router`, `ledger` and `reports`; one line of text each."""
@@ -88,7 +90,7 @@ class BudgetExceeded(BudgetError):
 
 def _plain(amount: Decimal) -> str:
     """An amount with no more digits than it has."""
-    return format(amount.normalize(), "f")
+    return format(amount.normalize(MONEY), "f")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

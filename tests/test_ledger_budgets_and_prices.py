@@ -191,7 +191,7 @@ def test_money_is_exact_whatever_decimal_context_the_program_has_set() -> None:
         assert usd("0.1234567890125") == D("0.123456789012")
         assert dollars(pico(D("123.456789012345"))) == D("123.456789012345")
         ceiling = ceiling_usd(model, b"x" * 9_999_999, message_count=1, has_tools=False, max_tokens=7)
-        with pytest.raises(BudgetExceeded):
+        with pytest.raises(BudgetExceeded, match=r"spent \$0\.9999999,"):
             check(
                 Limit("all", "", D(1)),
                 Balance(D("0.9999999")),

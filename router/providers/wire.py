@@ -35,8 +35,13 @@ def _exact(spelt: str) -> Decimal:
         return Decimal("NaN")
 
 
+def _whole(spelt: str) -> int | Decimal:
+    """A whole number, of however many digits."""
+    return int(spelt) if len(spelt) < 1_000 else _exact(spelt)
+
+
 _DECODER = json.JSONDecoder(parse_float=_exact, parse_constant=_exact)
-_PATIENT_DECODER = json.JSONDecoder(parse_float=_exact, parse_constant=_exact, parse_int=_exact)
+_PATIENT_DECODER = json.JSONDecoder(parse_float=_exact, parse_constant=_exact, parse_int=_whole)
 _USAGE_BOUND = 60_000
 
 
