@@ -1,7 +1,8 @@
 """The event-sourced ledger: every request, attempt, fallback and token count, as immutable events.
 
     events · schema                 what is recorded
-    journal · segments · manifest   where it is kept: append-only journals, sealed into Parquet
+    lines · journal                 where it is kept: append-only journals,
+    segments · manifest             sealed into Parquet
     files · layout                  what its folder must have, and how a file survives
     recovery · state                what is done when a process died; what is derived, in SQLite
     prices · budgets · settings     what it costs, may cost, and how it is set

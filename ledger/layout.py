@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ledger.errors import LedgerError
 from ledger.files import check_file_system, make_private_folder, open_private, replace_file, sync_folder
-from ledger.journal import journal_ids, merged_events, part_paths, read_story
+from ledger.lines import journal_ids, merged_events, part_paths, read_story
 from ledger.manifest import coverage, read_manifest
 
 EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")

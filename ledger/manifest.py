@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ledger.errors import DamagedLedger
-from ledger.journal import read_line, sealed_line
+from ledger.lines import read_line, sealed_line
 
 MANIFEST = "manifest.jsonl"
 

@@ -27,15 +27,8 @@ from ledger.events import (
     RequestFailed,
 )
 from ledger.files import locked, open_private, sync_data, sync_folder, write_all
-from ledger.journal import (
-    Clock,
-    journal_ids,
-    merged_events,
-    part_path,
-    part_paths,
-    read_story,
-    stamped_line,
-)
+from ledger.journal import Clock
+from ledger.lines import journal_ids, merged_events, part_path, part_paths, read_story, stamped_line
 from ledger.state import State
 
 _log = logging.getLogger("ledger")

@@ -37,7 +37,8 @@ from ledger.files import (
     try_lock,
     write_all,
 )
-from ledger.journal import Clock, journal_ids, merged_events, part_path, part_paths, read_story
+from ledger.journal import Clock
+from ledger.lines import journal_ids, merged_events, part_path, part_paths, read_story
 from ledger.manifest import MANIFEST, Batch, coverage, read_manifest
 from ledger.recovery import recover
 from ledger.schema import COLUMNS, Kind, arrow_schema

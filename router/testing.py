@@ -55,8 +55,8 @@ from ledger.events import (
     RequestReceived,
     event_of,
 )
-from ledger.journal import read_story
 from ledger.ledger import Ledger, utc_now
+from ledger.lines import read_story
 from ledger.prices import PriceBook
 from ledger.request_log import RequestLog
 from ledger.settings import Settings

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from ledger import events, layout, schema
 from ledger.events import EVENT_CLASSES, STAMP_FIELDS, event_of, plain_text
-from ledger.journal import read_line, stamped_line
+from ledger.lines import read_line, stamped_line
 from ledger.money import usd
 from ledger.segments import event_table
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ledger import journal as journal_module
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import JournalOpened
-from ledger.journal import Journal, merged_events, part_paths, read_line, read_story, stamped_line
+from ledger.journal import Journal
+from ledger.lines import merged_events, part_paths, read_line, read_story, stamped_line
 
 OPENED = JournalOpened(host="h", pid=1, version="0")
 

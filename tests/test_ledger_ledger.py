@@ -28,7 +28,7 @@ from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
 from ledger.errors import BudgetExceeded, LedgerError
 from ledger.events import REQUEST_ENDS
-from ledger.journal import read_story
+from ledger.lines import read_story
 from ledger.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from played import History
 
 from ledger import reader
 from ledger.errors import DamagedLedger, LedgerError
-from ledger.journal import sealed_line
+from ledger.lines import sealed_line
 from ledger.reader import connect, ledger_sql, lock, scan, select_only
 from ledger.schema import COLUMNS, arrow_schema
 

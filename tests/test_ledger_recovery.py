@@ -14,7 +14,7 @@ from events_by_hand import answered_request, received, started
 from ledger import Ledger, recovery
 from ledger.budgets import Balance, Hold
 from ledger.errors import DamagedLedger
-from ledger.journal import part_path, read_story
+from ledger.lines import part_path, read_story
 from ledger.manifest import coverage, read_manifest
 from ledger.recovery import endings
 from ledger.segments import sealed_events
