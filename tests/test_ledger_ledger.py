@@ -363,6 +363,27 @@ def test_a_forked_child_goes_on_with_a_journal_of_its_own(ledger: Ledger) -> Non
     assert balance(ledger, "all", "").spent_usd == D("0.000980")
 
 
+def test_a_child_cannot_go_on_with_its_parents_request_and_does_not_hang_on_it(ledger: Ledger) -> None:
+    log = ledger.begin(received(), started())
+    journal = ledger._current
+    assert journal is not None
+    journal._lock.acquire()  # as a thread that writes at the moment of the fork
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        status = 1
+        try:
+            log.append(succeeded(log), completed(log))
+        except LedgerError:
+            status = 0
+        finally:
+            os._exit(status)
+    journal._lock.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    log.append(succeeded(log), completed(log))
+    assert types_by_request(ledger.path)["r-1"][-1] == "request_completed"
+
+
 def test_a_child_that_lives_on_does_not_keep_its_dead_parents_journal_locked(path: Path) -> None:
     """A copy of the descriptor in the child would hold the flock, and recovery would wait for ever."""
     parent = run_python(
