@@ -89,7 +89,7 @@ class Journal:
                     raise BlockingIOError(f"{temporary} is locked by another process")
                 write_all(fd, stamped_line(journal_id, 1, clock(), opened))
                 sync_data(fd)
-                os.rename(temporary, path)  # fails where a sealer took it for a leftover: then try again
+                os.rename(temporary, path)  # fails where it was taken for a leftover: then nothing is sent
                 sync_folder(folder)
             except BaseException:
                 os.close(fd)

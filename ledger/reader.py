@@ -156,7 +156,7 @@ def select_only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckD
             raise LedgerError(f"only one SELECT can be run here, not {_described(statements)}")
         return connection.execute(statements[0])
     except duckdb.Error as error:
-        raise LedgerError(f"this SQL cannot be run: {_first_words(error)}") from error
+        raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
 
 
 def existing_ledger(path: str | Path) -> Path:
@@ -228,10 +228,10 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
             return
         except duckdb.IOException as error:
             if not tries_left:
-                raise LedgerError(f"{root} cannot be read: {_first_words(error)}") from error
+                raise LedgerError(f"{root} cannot be read: {first_words(error)}") from error
         except duckdb.InvalidInputException as error:
             raise DamagedLedger(
-                f"{root}/{_first_words(error)}; restore it, or read around it with --allow-damage"
+                f"{root}/{first_words(error)}; restore it, or read around it with --allow-damage"
             ) from error
 
 
@@ -291,7 +291,7 @@ def _make_views(
         for statement in _view_statements(views, stored):
             connection.execute(statement)
     except duckdb.IOException as error:
-        raise DamagedLedger(f"{root} cannot be read: {_first_words(error)}") from error
+        raise DamagedLedger(f"{root} cannot be read: {first_words(error)}") from error
 
 
 def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
@@ -401,7 +401,7 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _first_words(error: Exception) -> str:
+def first_words(error: Exception) -> str:
     """DuckDB's message as one line: without its kind and the quoted SQL, with what it thinks was meant."""
     first, *more = str(error).strip().splitlines()
     hints = [line.strip() for line in more if line.startswith(("Did you mean", "Candidate bindings"))]

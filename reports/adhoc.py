@@ -9,7 +9,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from ledger.errors import LedgerError
-from ledger.reader import connect, lock, select_only
+from ledger.reader import connect, first_words, lock, select_only
 from reports.render import Column, Document, Table, harmless
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], l
         names = _distinct([column[0] for column in result.description or ()])
         return names, [dict(zip(names, row, strict=True)) for row in result.fetchall()]
     except duckdb.Error as error:
-        raise LedgerError(f"this SQL cannot be run: {str(error).splitlines()[0]}") from error
+        raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
 
 
 def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], _T]) -> _T:

@@ -170,25 +170,8 @@ class Spend(NamedTuple):
         return facts
 
 
-_IN_DATA = (
-    "cost_usd",
-    "list_cost_usd",
-    "requests",
-    "succeeded_requests",
-    "failed_requests",
-    "denied_requests",
-    "open_requests",
-    "attempts",
-    "failed_attempts",
-    "fallbacks",
-    "input_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "unpriced_attempts",
-    "unlisted_attempts",
-)
+# what `in_doubt` and `in_flight` say is told in tables of their own
+_IN_DATA = ("cost_usd", "list_cost_usd", *(name for name in _COUNTS if not name.startswith("in_")))
 _REQUEST_PARTS = {
     "succeeded_requests": "succeeded",
     "failed_requests": "failed",
