@@ -19,9 +19,9 @@ import duckdb
 
 from benchmarks.compare import interleaved, output_of, verdict
 from ledger import Ledger
-from ledger.manifest import Batch
+from ledger.manifest import Batch, list_batch
 from ledger.schema import COLUMNS, SQL_TYPES, arrow_schema
-from ledger.segments import list_batch, write_segment
+from ledger.segments import write_segment
 
 EVENTS_PER_SEGMENT = 50_000
 EVENTS_PER_SESSION = 240  # sixty requests, each answered at the first attempt
@@ -95,6 +95,7 @@ def make_ledger(path: Path, events: int) -> None:
                 "first_at": at.isoformat(),
                 "last_at": at.isoformat(),
                 "sealed_at": at.isoformat(),
+                "schema_version": 1,
             }
             previous = write_segment(path, f"{at:%Y-%m-%d}", table, footer)
             list_batch(path, previous)

@@ -89,6 +89,7 @@ Tags = Annotated[dict[Name, Text], Field(max_length=32)]
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    event_type: str  # first in a line
 
 
 class JournalOpened(_Event):

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
-    from ledger.segments import Sealed
+    from ledger.sealing import Sealed
 
 _log = logging.getLogger("ledger")
 
@@ -95,7 +95,7 @@ class Ledger:
         self._today = clock().date()
         with self._state() as state:
             self._derive_if_new(state)
-            from ledger.segments import recover_dead
+            from ledger.sealing import recover_dead
 
             recover_dead(path, state, clock)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
@@ -199,8 +199,8 @@ class Ledger:
             state.release(attempt_id)
 
     def seal(self, *, wait_s: float = 60.0) -> Sealed:
-        """Move all whole lines of all journals into segments; see ledger.segments."""
-        from ledger.segments import seal
+        """Move all whole lines of all journals into segments; see ledger.sealing."""
+        from ledger.sealing import seal
 
         with self._caught_up(self._own_journals()):
             pass
@@ -372,7 +372,7 @@ class Ledger:
         search_path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
         with contextlib.suppress(OSError):
             self._sealer = subprocess.Popen(
-                [sys.executable, "-m", "ledger.segments", str(self.path.absolute())],
+                [sys.executable, "-m", "ledger.sealing", str(self.path.absolute())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

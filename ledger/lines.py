@@ -4,7 +4,7 @@
 
 `check` is the first 16 hex digits of the MD5 of all bytes before it: any engine with an MD5 can
 tell a whole line from a torn one, plain DuckDB included. It guards against accidents; tampering is
-what the chain of segments is for.
+what the chain of segments is for. A line is ASCII, so that its bytes are its characters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from ledger.errors import DamagedLedger
+from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import SCHEMA_VERSION, rfc3339
 
 
@@ -39,6 +39,16 @@ def read_line(line: bytes) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads(body + b"}")
     return record
+
+
+def refuse_newer(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise LedgerError for what this version cannot read whole: guessing would drop what is new in it."""
+    version = record.get("schema_version", 1)
+    if version > SCHEMA_VERSION:
+        raise LedgerError(
+            f"{path} holds events of schema {version}, written by a newer bughive-costs; this one knows up to"
+            f" {SCHEMA_VERSION}: update it"
+        )
 
 
 class Story(NamedTuple):
@@ -121,7 +131,7 @@ def stamped_line(journal_id: str, seq: int, occurred_at: datetime, event: BaseMo
 
 def facts_of(event: BaseModel) -> bytes:
     """An event's own fields as they go into its line, without the opening brace."""
-    return event.__pydantic_serializer__.to_json(event, exclude_none=True)[1:-1]
+    return event.__pydantic_serializer__.to_json(event, exclude_none=True, ensure_ascii=True)[1:-1]
 
 
 def numbered(head: bytes, seq: int, occurred_at: bytes, facts: bytes) -> bytes:

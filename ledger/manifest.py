@@ -8,13 +8,15 @@ of the next, so that the last hash vouches for all.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ledger.errors import DamagedLedger
-from ledger.lines import read_line, sealed_line
+from ledger.files import open_private, sync_data, sync_folder, write_all
+from ledger.lines import read_line, refuse_newer, sealed_line
 
 MANIFEST = "manifest.jsonl"
 
@@ -33,6 +35,7 @@ class Batch(NamedTuple):
     first_at: str
     last_at: str
     sealed_at: str
+    schema_version: int  # the highest of its events
 
     def as_line(self) -> bytes:
         """The line of the manifest that says so."""
@@ -46,7 +49,8 @@ class Batch(NamedTuple):
 def read_manifest(ledger_path: Path) -> tuple[list[Batch], int]:
     """The batches in order, and the bytes of the manifest that say so: a torn last line is left out.
 
-    Raises DamagedLedger for a broken line before the last, a gap, or a chain that does not hold.
+    Raises DamagedLedger for a broken line before the last, a gap, or a chain that does not hold,
+    LedgerError for one that a newer version of this program has written.
     """
     path = ledger_path / MANIFEST
     try:
@@ -64,7 +68,8 @@ def read_manifest(ledger_path: Path) -> tuple[list[Batch], int]:
                     f"{path}, line {number} is altered; rebuild it from the segments' footers"
                 )
             break
-        batch = Batch(**record)
+        refuse_newer(path, record)
+        batch = batch_of(record)
         before = batches[-1] if batches else None
         if batch.batch != len(batches) + 1 or batch.previous_sha256 != (before.sha256 if before else None):
             raise DamagedLedger(f"{path}, line {number} does not follow the line before it")
@@ -73,9 +78,25 @@ def read_manifest(ledger_path: Path) -> tuple[list[Batch], int]:
     return batches, good_bytes
 
 
+def batch_of(record: Mapping[str, Any]) -> Batch:
+    """A batch out of a manifest's line."""
+    return Batch(**{name: record[name] for name in Batch._fields})
+
+
 def coverage(batches: Iterable[Batch]) -> dict[str, int]:
     """Per journal the number of the last event that is sealed."""
     covered: dict[str, int] = {}
     for batch in batches:
         covered.update(batch.covers)  # later batches cover more
     return covered
+
+
+def list_batch(ledger_path: Path, batch: Batch) -> None:
+    """Add a batch's line to the manifest; durable on return."""
+    fd = open_private(ledger_path / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        write_all(fd, batch.as_line())
+        sync_data(fd)
+    finally:
+        os.close(fd)
+    sync_folder(ledger_path)

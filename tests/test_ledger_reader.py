@@ -337,7 +337,7 @@ def test_a_segment_whose_sealer_died_before_listing_it_is_no_damage(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ledger.segments.list_batch", die)
+        patch.setattr("ledger.sealing.list_batch", die)
         with pytest.raises(KeyboardInterrupt):
             history.ledger.seal()
     assert len(list(history.path.glob("events/*/*-????????.parquet"))) == 1

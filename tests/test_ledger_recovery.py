@@ -175,7 +175,7 @@ def test_numbers_that_were_sealed_are_not_given_again_when_the_disk_lost_their_l
     (path / "state.db").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recovery, "recover", lambda *_: [])
-        patch.setattr("ledger.segments.recover", lambda *_: [])
+        patch.setattr("ledger.sealing.recover", lambda *_: [])
         with Ledger.open(path, auto_seal=False) as ledger:
             ledger.seal()
     assert coverage(read_manifest(path)[0])[journal.stem] == 3

@@ -16,11 +16,12 @@ from events_by_hand import answered_request, completed, received, started, succe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger import Ledger, segments
+from ledger import Ledger, manifest, sealing, segments
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.files import open_private, try_lock
 from ledger.manifest import Batch, coverage, read_manifest
-from ledger.segments import batch_of_segment, next_batch
+from ledger.sealing import next_batch
+from ledger.segments import batch_of_segment
 from ledger.state import State
 
 
@@ -113,7 +114,7 @@ def test_what_is_covered_of_a_journal_is_always_a_prefix_of_it(
     expected = {name: [event["seq"] for event in events] for name, events in pending.items()}
     covered: dict[str, list[int]] = {name: [] for name in pending}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "ROWS_PER_SEGMENT", room)
+        patch.setattr(sealing, "ROWS_PER_SEGMENT", room)
         while pending:
             date, runs = next_batch(pending)
             assert 0 < sum(map(len, runs.values())) <= room
@@ -230,7 +231,7 @@ def test_sessions_are_indexed_by_batch_and_a_missing_index_is_made_up_for(path: 
 
 def test_coverage_is_the_furthest_a_batch_goes(path: Path) -> None:
     def batch(number: int, covers: dict[str, int]) -> Batch:
-        return Batch(number, "f", 1, 1, "h", None, "l", covers, "t", "t", "t")
+        return Batch(number, "f", 1, 1, "h", None, "l", covers, "t", "t", "t", 1)
 
     assert coverage([batch(1, {"a": 3}), batch(2, {"a": 5, "b": 2})]) == {"a": 5, "b": 2}
 
@@ -264,9 +265,11 @@ def test_what_a_step_relies_on_is_durable_before_it(path: Path, monkeypatch: pyt
         answered_request(ledger, "r-1")
         ledger.seal()
         answered_request(ledger, "r-2")
-        spy(segments, "sync_data", lambda fd: f"sync {file_of(fd)}")
+        for module in (sealing, segments, manifest):
+            spy(module, "sync_data", lambda fd: f"sync {file_of(fd)}")
         spy(segments.os, "rename", lambda old, new: f"rename {Path(new).suffix}")
-        spy(segments, "sync_folder", lambda folder: f"sync {folder.name.split('=')[0]}")
+        for module in (segments, manifest):
+            spy(module, "sync_folder", lambda folder: f"sync {folder.name.split('=')[0]}")
         ledger.seal()
     assert steps == [
         *("sync .jsonl", "sync .tmp", "rename .parquet", "sync date", "sync events"),

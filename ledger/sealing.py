@@ -1,0 +1,260 @@
+"""Sealing: events leave the journals for immutable Parquet files, in batches that form a chain.
+
+    journals/*.jsonl ──sync, read──▶ one date's consecutive run per journal
+        ──▶ events/date=…/<ledger_id>-<batch>.parquet ──▶ a line in manifest.jsonl
+
+A segment's footer says what it covers and hashes the one before it, so the manifest can always be
+made again. A segment that stands without its line (the sealer died in between) is never removed or
+rewritten: if its footer is next in the chain, it is listed as it says of itself. Journals that are
+closed, covered and applied to state.db go a minute later: a reader may still be at them.
+
+Run as a program, `python -m ledger.sealing LEDGER` seals once; writers start it as a process of
+its own, because pyarrow has no place in an agent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ledger.errors import DamagedLedger, LedgerError
+from ledger.files import locked, open_private, sync_data, try_lock
+from ledger.journal import Clock
+from ledger.lines import journal_ids, merged_events, part_path, part_paths, read_story
+from ledger.manifest import MANIFEST, Batch, coverage, list_batch, read_manifest
+from ledger.recovery import recover
+from ledger.segments import EventRow, batch_of_segment, event_table, sealed_events, write_segment
+from ledger.state import State
+
+_log = logging.getLogger("ledger")
+
+SEAL_LOCK = "seal.lock"
+JOURNAL_REMOVED_AFTER_S = 60.0
+ROWS_PER_SEGMENT = 500_000
+
+
+class Sealed(NamedTuple):
+    """What one run of the sealer did."""
+
+    batches: list[Batch]
+    removed_journals: list[str]
+
+
+def seal(ledger_path: Path, ledger_id: str, state: State, clock: Clock, *, wait_s: float = 60.0) -> Sealed:
+    """Recover what dead processes left, seal all whole lines, index them, remove what is no longer needed.
+
+    Raises LedgerError where another sealer holds the lock for longer than `wait_s`, or a file cannot
+    be written; what was sealed by then stays sealed.
+    """
+    try:
+        with _only_sealer(ledger_path, wait_s):
+            batches = _listed_batches(ledger_path)
+            recover_dead(ledger_path, state, clock)
+            new = _seal_journals(ledger_path, ledger_id, batches, clock)
+            _index_sessions(ledger_path, batches + new, state)
+            return Sealed(new, _remove_covered(ledger_path, batches + new, state, clock()))
+    except OSError as error:
+        raise LedgerError(f"sealing {ledger_path} stopped: {error}; run it again, nothing is lost") from error
+
+
+def recover_dead(ledger_path: Path, state: State, clock: Clock) -> None:
+    """End the journals of dead processes; see ledger.recovery."""
+    batches, _ = read_manifest(ledger_path)
+    recover(
+        ledger_path, state, clock, coverage(batches), lambda name: sealed_events(ledger_path, batches, name)
+    )
+
+
+@contextlib.contextmanager
+def _only_sealer(ledger_path: Path, wait_s: float) -> Iterator[None]:
+    fd = open_private(ledger_path / SEAL_LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        give_up_at = time.monotonic() + wait_s
+        while not try_lock(fd):
+            if time.monotonic() >= give_up_at:
+                raise LedgerError(
+                    f"another process has been sealing {ledger_path} for {wait_s:g} s; try later"
+                )
+            time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _listed_batches(ledger_path: Path) -> list[Batch]:
+    """The manifest's batches, after listing segments that stand without their line."""
+    batches, good_bytes = read_manifest(ledger_path)
+    manifest = ledger_path / MANIFEST
+    if manifest.exists() and manifest.stat().st_size > good_bytes:
+        os.truncate(manifest, good_bytes)  # a torn last line: its segment is an orphan now
+    while orphan := _orphan_after(ledger_path, batches):
+        list_batch(ledger_path, orphan)
+        batches.append(orphan)
+    return batches
+
+
+def _orphan_after(ledger_path: Path, batches: Sequence[Batch]) -> Batch | None:
+    number = len(batches) + 1
+    for path in sorted((ledger_path / "events").glob(f"date=*/*-{number:08d}.parquet")):
+        batch = batch_of_segment(ledger_path, path)
+        if batch.previous_sha256 == (batches[-1].sha256 if batches else None):
+            return batch
+        raise DamagedLedger(
+            f"{path} stands where batch {number} belongs but does not follow batch {number - 1}"
+        )
+    return None
+
+
+def _seal_journals(ledger_path: Path, ledger_id: str, batches: list[Batch], clock: Clock) -> list[Batch]:
+    new: list[Batch] = []
+    pending = _unsealed(ledger_path, coverage(batches))
+    while pending:
+        date, runs = next_batch(pending)
+        previous = (new or batches)[-1] if (new or batches) else None
+        batch = _write_runs(ledger_path, ledger_id, date, runs, previous, clock())
+        list_batch(ledger_path, batch)
+        new.append(batch)
+        for journal_id, run in runs.items():
+            del pending[journal_id][: len(run)]
+        pending = {journal_id: events for journal_id, events in pending.items() if events}
+    return new
+
+
+def _unsealed(ledger_path: Path, covered: Mapping[str, int]) -> dict[str, list[EventRow]]:
+    """Per journal the whole lines after what is covered, in order, on disk for certain."""
+    pending: dict[str, list[EventRow]] = {}
+    folder = ledger_path / "journals"
+    for journal_id in journal_ids(folder):
+        path = part_path(folder, journal_id, 1)
+        stories = [
+            (part, read_story(_synced_content(part), journal_id)) for part in part_paths(folder, journal_id)
+        ]
+        for part, story in stories:
+            if story.damage:
+                raise DamagedLedger(f"{part}: {story.damage}; see what happened to it before sealing")
+        by_seq = merged_events(stories)
+        first = covered.get(journal_id, 0) + 1
+        last = max(by_seq, default=0)
+        missing = next((seq for seq in range(first, last + 1) if seq not in by_seq), None)
+        if missing:
+            raise DamagedLedger(f"{path}: event {missing} is missing; nothing after it was sealed")
+        if last >= first:
+            pending[journal_id] = [by_seq[seq] for seq in range(first, last + 1)]
+    return pending
+
+
+def _synced_content(path: Path) -> bytes:
+    """A journal's bytes as of now, durable: a segment must not outlive the lines it was made from."""
+    fd = open_private(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        data = b"".join(iter(lambda: os.read(fd, max(size, 65_536)), b""))
+        sync_data(fd)
+        return data
+    finally:
+        os.close(fd)
+
+
+def next_batch(pending: Mapping[str, Sequence[EventRow]]) -> tuple[str, dict[str, list[EventRow]]]:
+    """The earliest date that is next in any journal, and each journal's leading run of that date; pure.
+
+    Runs are leading runs, so that what is covered of a journal is always a prefix of it: a clock
+    that steps back costs a further segment, never a hole. At most ROWS_PER_SEGMENT events.
+    """
+    date = min(_date_of(events[0]) for events in pending.values())
+    runs: dict[str, list[EventRow]] = {}
+    room = ROWS_PER_SEGMENT
+    for journal_id, events in pending.items():
+        run: list[EventRow] = []
+        for event in events[:room]:
+            if _date_of(event) != date:
+                break
+            run.append(event)
+        if run:
+            runs[journal_id] = run
+            room -= len(run)
+        if not room:
+            break
+    return date, runs
+
+
+def _date_of(event: Mapping[str, Any]) -> str:
+    return str(event["occurred_at"])[:10]
+
+
+def _write_runs(
+    ledger_path: Path,
+    ledger_id: str,
+    date: str,
+    runs: Mapping[str, Sequence[EventRow]],
+    previous: Batch | None,
+    now: datetime,
+) -> Batch:
+    rows = [event for run in runs.values() for event in run]
+    footer = {
+        "batch": previous.batch + 1 if previous else 1,
+        "ledger_id": ledger_id,
+        "rows": len(rows),
+        "previous_sha256": previous.sha256 if previous else None,
+        "covers": {journal_id: run[-1]["seq"] for journal_id, run in runs.items()},
+        "first_at": min(event["occurred_at"] for event in rows),
+        "last_at": max(event["occurred_at"] for event in rows),
+        "sealed_at": now.isoformat(),
+        "schema_version": max(event["schema_version"] for event in rows),
+    }
+    return write_segment(ledger_path, date, event_table(rows), footer)
+
+
+def _index_sessions(ledger_path: Path, batches: Sequence[Batch], state: State) -> None:
+    import pyarrow.parquet as pq
+
+    for batch in batches[state.indexed_batch :]:
+        column = pq.read_table(ledger_path / batch.file, columns=["session_id"], partitioning=None)
+        sessions = column.column(0).unique().drop_null().to_pylist()
+        state.index_batch(batch.batch, sessions)
+
+
+def _remove_covered(ledger_path: Path, batches: Sequence[Batch], state: State, now: datetime) -> list[str]:
+    """Remove journals that are closed, covered for a while, and applied, in that knowledge durable."""
+    old = coverage(batch for batch in batches if batch.age_s(now) >= JOURNAL_REMOVED_AFTER_S)
+    done = {
+        journal_id
+        for journal_id, (seq, closed) in state.positions().items()
+        if closed and old.get(journal_id, 0) >= seq
+    }
+    folder = ledger_path / "journals"
+    removable = [journal_id for journal_id in sorted(done) if part_path(folder, journal_id, 1).exists()]
+    if removable:
+        state.make_durable()
+    removed = []
+    for journal_id in removable:
+        with locked(part_path(folder, journal_id, 1)) as fd:
+            if fd is not None:
+                for path in reversed(part_paths(folder, journal_id)):
+                    path.unlink()
+                removed.append(journal_id)
+    return removed
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Seal the ledger at the one argument's path; an error is one line on stderr and status 2."""
+    from ledger.ledger import Ledger
+
+    try:
+        with Ledger.open(Path(arguments[0]), auto_seal=False) as ledger:
+            ledger.seal(wait_s=0)
+    except LedgerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
