@@ -1,4 +1,4 @@
-"""A ledger's folder: what must be in it, who it is, and the whole story of each journal.
+"""A ledger's folder: what must be in it, and who it is.
 
 journals/<journal_id>.jsonl    one per writing process; empty.jsonl so that a glob finds something
 events/date=…/*.parquet        segments; empty.parquet likewise, with the full schema
@@ -14,14 +14,12 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ledger.errors import LedgerError
 from ledger.files import check_file_system, make_private_folder, open_private, replace_file, sync_folder
-from ledger.lines import journal_ids, merged_events, part_paths, read_story
-from ledger.manifest import coverage, read_manifest
+from ledger.manifest import read_manifest
 
 EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")
 
@@ -82,18 +80,3 @@ def _identity_of(path: Path) -> Identity:
         return Identity(content["ledger_id"], bytes.fromhex(content["prompt_key"]))
     except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(f"{file} is damaged; put the ledger's own back, or remove it: {error!r}") from error
-
-
-def all_stories(path: Path) -> Iterator[tuple[str, Sequence[Mapping[str, Any]]]]:
-    """Each journal's id and all its events from the first on, sealed or not."""
-    from ledger.segments import sealed_events
-
-    batches, _ = read_manifest(path)
-    folder = path / "journals"
-    for journal_id in sorted({*journal_ids(folder), *coverage(batches)}):
-        stories = [
-            (part, read_story(part.read_bytes(), journal_id)) for part in part_paths(folder, journal_id)
-        ]
-        sealed = {event["seq"]: event for event in sealed_events(path, batches, journal_id)}
-        by_seq = merged_events(stories, sealed)
-        yield journal_id, [by_seq[seq] for seq in sorted(by_seq)]

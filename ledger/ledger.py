@@ -39,8 +39,9 @@ from ledger.events import (
     JournalOpened,
     RequestReceived,
 )
+from ledger.history import all_runs
 from ledger.journal import Clock, Journal
-from ledger.layout import all_stories, lay_out
+from ledger.layout import lay_out
 from ledger.prices import PriceBook
 from ledger.request_log import RequestLog
 from ledger.settings import Durability, Settings
@@ -177,21 +178,18 @@ class Ledger:
 
         Raises LedgerError where that is not possible: then nothing may be sent.
         """
-        log = RequestLog(self, self._lease_journal(), received)
-        log.begin((received, *events))
+        log = self.open_request(received)
+        log.append(*events)
         return log
 
-    def reserve(self, hold: Hold, limits: Sequence[Limit]) -> None:
-        """Hold an attempt's ceiling against limits, in one transaction over all processes.
+    def open_request(self, received: RequestReceived) -> RequestLog:
+        """A request's line to its journal; nothing is recorded before its first `append`."""
+        return RequestLog(self, self._lease_journal(), received)
 
-        Raises BudgetExceeded where a limit would not hold; then nothing is held.
-        """
-        journal = self._lease_journal()
-        try:
-            with self._caught_up(self._own_journals()) as state:
-                state.reserve(journal.id, hold, limits)
-        finally:
-            self.request_ended(journal)
+    def reserve(self, journal: Journal, hold: Hold, limits: Sequence[Limit]) -> None:
+        """Hold a ceiling in the name of a journal; see RequestLog.reserve."""
+        with self._caught_up(self._own_journals()) as state:
+            state.reserve(journal.id, hold, limits)
 
     def release(self, attempt_id: str) -> None:
         """Let go of a hold whose attempt never started."""
@@ -346,7 +344,7 @@ class Ledger:
     def _derive_if_new(self, state: State) -> None:
         if not state.is_derived:
             with state.transaction():
-                state.rebuild(all_stories(self.path))
+                state.rebuild(all_runs(self.path))
 
     # sealing beside the program
 

@@ -9,17 +9,21 @@ what the chain of segments is for. A line is ASCII, so that its bytes are its ch
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
+from pydantic_core import from_json
 
 from ledger.errors import DamagedLedger, LedgerError
-from ledger.events import SCHEMA_VERSION, rfc3339
+from ledger.events import SCHEMA_VERSION, plain_text, rfc3339
+
+CHECK_BYTES = len(',"check":"0123456789abcdef"}')
 
 
 def check_of(body: bytes) -> bytes:
@@ -34,53 +38,114 @@ def sealed_line(body: bytes) -> bytes:
 
 def read_line(line: bytes) -> dict[str, Any] | None:
     """What a line says, without its check; None for a line that is torn or altered."""
-    body, separator, end = line.rpartition(b',"check":"')
-    if not separator or end != check_of(body) + b'"}':
-        return None
-    record: dict[str, Any] = json.loads(body + b"}")
+    with contextlib.suppress(DamagedLedger):
+        return parsed(line) if _is_whole(line) else None
+    return None
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """What a line says whose check is right, without it. Raises DamagedLedger for one that was forged."""
+    try:
+        record: dict[str, Any] = from_json(line)
+        del record["check"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedLedger(f"a line with a right check is no event: {plain_text(repr(line), 80)}") from error
     return record
 
 
-def refuse_newer(path: Path, record: Mapping[str, Any]) -> None:
+def _is_whole(line: bytes) -> bool:
+    return line[-CHECK_BYTES:] == b',"check":"' + check_of(line[:-CHECK_BYTES]) + b'"}'
+
+
+def refuse_newer(path: Path, schema_version: int) -> None:
     """Raise LedgerError for what this version cannot read whole: guessing would drop what is new in it."""
-    version = record.get("schema_version", 1)
-    if version > SCHEMA_VERSION:
+    if schema_version > SCHEMA_VERSION:
         raise LedgerError(
-            f"{path} holds events of schema {version}, written by a newer bughive-costs; this one knows up to"
-            f" {SCHEMA_VERSION}: update it"
+            f"{path} holds events of schema {schema_version}, written by a newer bughive-costs;"
+            f" this one knows up to {SCHEMA_VERSION}: update it"
         )
 
 
 class Story(NamedTuple):
-    """What a journal's file says up to where it can be believed."""
+    """What a journal's file says as far as it can be believed: lines in sequence, without newlines."""
 
-    events: list[dict[str, Any]]  # seq without a gap
+    first_seq: int
+    lines: list[bytes]
+    schema_version: int  # the highest of them
     good_bytes: int  # the length of the believable part, a last newline included
+    torn_bytes: int  # what follows it
     ends_whole: bool  # False: the last line lacks only its newline
     damage: str | None  # whole lines stand behind a broken one: not a crash's doing
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The lines' events."""
+        return [parsed(line) for line in self.lines]
+
+    @property
+    def last_seq(self) -> int:
+        """Of the last line; of none, the number before the first that could be."""
+        return self.first_seq + len(self.lines) - 1
 
 
 def read_story(data: bytes, journal_id: str) -> Story:
     """The leading lines of a journal file that are whole, its own, and in sequence."""
-    events: list[dict[str, Any]] = []
-    offset = 0
-    while offset < len(data):
-        end = data.find(b"\n", offset)
-        line_end = len(data) if end < 0 else end
-        event = read_line(data[offset:line_end])
-        if event is None or event.get("journal_id") != journal_id:
+    found = data.split(b"\n")
+    head = re.compile(rb'%b(\d+),"schema_version":(\d+),' % re.escape(line_head(journal_id)))
+    first_seq, versions = 1, {1}
+    good = 0
+    for line in found:
+        stamp = head.match(line)
+        if stamp is None or not _is_whole(line):
             break
-        if events and event["seq"] != events[-1]["seq"] + 1:
+        if good == 0:
+            first_seq = int(stamp[1])
+        elif int(stamp[1]) != first_seq + good:
             break
-        events.append(event)
-        if end < 0:
-            return Story(events, line_end, ends_whole=False, damage=None)
-        offset = end + 1
-    behind = [line for line in data[offset:].split(b"\n")[1:] if read_line(line)]
-    stray = read_line(data[offset:].split(b"\n")[0])
-    broken = len(behind) + (stray is not None)
-    damage = f"{broken} whole lines out of sequence or behind a broken one" if broken else None
-    return Story(events, offset, ends_whole=True, damage=damage)
+        versions.add(int(stamp[2]))
+        good += 1
+    lines, rest = found[:good], found[good:]
+    broken = sum(map(_is_whole, rest))
+    good_bytes = sum(map(len, lines)) + min(good, len(found) - 1)
+    return Story(
+        first_seq,
+        lines,
+        max(versions),
+        good_bytes,
+        len(data) - good_bytes,
+        ends_whole=good < len(found),
+        damage=f"{broken} whole lines out of sequence or behind a broken one" if broken else None,
+    )
+
+
+def read_parts(
+    folder: Path, journal_id: str, read: Callable[[Path], bytes] = Path.read_bytes
+) -> list[tuple[Path, Story]]:
+    """What each part of a journal says, in the order they were written.
+
+    Raises DamagedLedger where that is not what a crash leaves, LedgerError where a newer version wrote it.
+    """
+    stories = [(part, read_story(read(part), journal_id)) for part in part_paths(folder, journal_id)]
+    for part, story in stories:
+        if story.damage:  # whoever looks into it must find it as it is
+            raise DamagedLedger(
+                f"{part}: {story.damage}; nothing was changed, bughive-costs verify says more"
+            )
+        refuse_newer(part, story.schema_version)
+    return stories
+
+
+def merged_lines(stories: Iterable[tuple[Path, Story]]) -> dict[int, bytes]:
+    """The lines of a journal's parts by number, each once: a part begins with lines of the one before.
+
+    Raises DamagedLedger where two copies differ.
+    """
+    merged: dict[int, bytes] = {}
+    for path, story in stories:
+        for seq, line in enumerate(story.lines, start=story.first_seq):
+            if merged.setdefault(seq, line) != line:
+                raise DamagedLedger(f"{path}: event {seq} has other content than in the part before")
+    return merged
 
 
 def part_path(folder: Path, journal_id: str, part: int) -> Path:
@@ -102,21 +167,11 @@ def journal_ids(folder: Path) -> list[str]:
     return sorted(name for name in names if "." not in name and name != "empty")
 
 
-def merged_events(
-    stories: Iterable[tuple[Path, Story]], sealed: Mapping[int, Mapping[str, Any]] | None = None
-) -> dict[int, Mapping[str, Any]]:
-    """The events of a journal's parts by number, each once; with what is `sealed` where a part lacks it.
-
-    A part begins with lines of the one before it. Raises DamagedLedger where two copies differ.
-    """
-    events: dict[int, Mapping[str, Any]] = {}
-    for path, story in stories:
-        for event in story.events:
-            if events.setdefault(event["seq"], event) != event:
-                raise DamagedLedger(f"{path}: event {event['seq']} has other content than in the part before")
-    for seq, known in (sealed or {}).items():
-        events.setdefault(seq, known)
-    return events
+def refuse_gap(path: Path, numbers: Collection[int], first_seq: int) -> None:
+    """Raise DamagedLedger, naming the journal, where a number from the first on to the last is missing."""
+    missing = next((seq for seq in range(first_seq, max(numbers, default=0)) if seq not in numbers), None)
+    if missing:
+        raise DamagedLedger(f"{path}: event {missing} is missing; nothing was changed")
 
 
 def line_head(journal_id: str) -> bytes:

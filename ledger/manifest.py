@@ -68,7 +68,7 @@ def read_manifest(ledger_path: Path) -> tuple[list[Batch], int]:
                     f"{path}, line {number} is altered; rebuild it from the segments' footers"
                 )
             break
-        refuse_newer(path, record)
+        refuse_newer(path, record.get("schema_version", 1))
         batch = batch_of(record)
         before = batches[-1] if batches else None
         if batch.batch != len(batches) + 1 or batch.previous_sha256 != (before.sha256 if before else None):

@@ -28,12 +28,24 @@ from ledger.events import (
 )
 from ledger.files import locked, open_private, sync_data, sync_folder, write_all
 from ledger.journal import Clock
-from ledger.lines import journal_ids, merged_events, part_path, part_paths, read_story, stamped_line
+from ledger.lines import (
+    Story,
+    journal_ids,
+    merged_lines,
+    parsed,
+    part_path,
+    part_paths,
+    read_line,
+    read_parts,
+    refuse_gap,
+    stamped_line,
+)
 from ledger.state import State
 
 _log = logging.getLogger("ledger")
 
 YOUNG_S = 60.0
+_LAST_LINE_BYTES = 1_024  # more than a journal_closed has
 
 SealedEvents = Callable[[str], Sequence[Mapping[str, Any]]]
 
@@ -44,6 +56,7 @@ class Recovered(NamedTuple):
     journal_id: str
     abandoned_attempts: int
     failed_requests: int
+    lost_events: int  # that state.db has counted and the disk did not keep: it must be derived anew
 
 
 def recover(
@@ -52,17 +65,17 @@ def recover(
     """End every journal whose writer is gone, and bring state.db up to all of them.
 
     `sealed`: per journal the number of the last sealed event; `load`: a journal's sealed events.
-    Damage is logged and left as it is: reading the ledger refuses it.
+    Damage is logged and left as it is: reading the ledger refuses it. Raises LedgerError for a
+    journal that a newer version has written.
     """
     folder = ledger_path / "journals"
     closed = {name for name, (_, is_closed) in state.positions().items() if is_closed}
     recovered = []
     for journal_id in journal_ids(folder):
-        if journal_id in closed:
+        if journal_id in closed and _ends_closed(folder, journal_id):
             continue
         try:
-            path = part_path(folder, journal_id, 1)
-            found = _recover_journal(path, journal_id, state, clock, sealed.get(journal_id, 0), load)
+            found = _recover_journal(folder, journal_id, state, clock, sealed.get(journal_id, 0), load)
         except DamagedLedger as error:
             _log.error("%s", error)
             continue
@@ -72,25 +85,41 @@ def recover(
     return recovered
 
 
+def _ends_closed(folder: Path, journal_id: str) -> bool:
+    """Whether the last line is there: a disk may have lost what state.db has been told of."""
+    try:
+        with part_paths(folder, journal_id)[-1].open("rb") as file:
+            file.seek(-min(_LAST_LINE_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_CUR)
+            *_, last, end = b"\n", *file.read().split(b"\n")
+    except (IndexError, FileNotFoundError):
+        return True  # sealed and removed meanwhile
+    record = None if end else read_line(last)
+    return record is not None and record.get("event_type") == "journal_closed"
+
+
 def _recover_journal(
-    path: Path, journal_id: str, state: State, clock: Clock, sealed_seq: int, load: SealedEvents
+    folder: Path, journal_id: str, state: State, clock: Clock, sealed_seq: int, load: SealedEvents
 ) -> Recovered | None:
-    with locked(path) as fd:
+    with locked(part_path(folder, journal_id, 1)) as fd:
         if fd is None:
             return None  # its writer lives, or another recovers it
-        parts = part_paths(path.parent, journal_id)
-        events = _whole_story(parts, journal_id, sealed_seq, load)
-        _mend_end(parts[-1], journal_id)
+        parts = read_parts(folder, journal_id)
+        events = _whole_story(parts, sealed_seq, lambda: load(journal_id))
+        _mend_end(*parts[-1])
         found = None
         if not events or events[-1]["event_type"] != "journal_closed":
+            lost_events = max(state.position(journal_id) - len(events), 0)
             ending = endings(events)
-            events += _append(_part_to_end(parts, journal_id, events), journal_id, len(events), ending, clock)
+            events += _append(
+                _part_to_end(parts, journal_id, len(events)), journal_id, len(events), ending, clock
+            )
             found = Recovered(
                 journal_id,
                 sum(isinstance(event, AttemptAbandoned) for event in ending),
                 sum(isinstance(event, RequestFailed) for event in ending),
+                lost_events,
             )
-        for leftover in path.parent.glob(f"{journal_id}.*.tmp"):
+        for leftover in folder.glob(f"{journal_id}.*.tmp"):
             leftover.unlink()
         with state.transaction():
             state.apply(journal_id, list(enumerate(events, start=1)))
@@ -100,41 +129,26 @@ def _recover_journal(
 
 
 def _whole_story(
-    parts: Sequence[Path], journal_id: str, sealed_seq: int, load: SealedEvents
+    parts: Sequence[tuple[Path, Story]], sealed_seq: int, load: Callable[[], Sequence[Mapping[str, Any]]]
 ) -> list[Mapping[str, Any]]:
-    """All events of a journal over its parts, each number once.
+    """All events of a journal, from the first on.
 
     A disk may lose an end that was sealed already: those numbers are taken, and come from the segments.
     Raises DamagedLedger where a number is missing.
     """
-    stories = [(part, read_story(part.read_bytes(), journal_id)) for part in parts]
-    for part, story in stories:
-        if story.damage:  # a crash does not leave such: whoever looks into it must find it as it is
-            raise DamagedLedger(f"{part}: {story.damage}; nothing was changed")
-    by_seq = merged_events(stories)
+    by_seq: dict[int, Mapping[str, Any]] = {seq: parsed(line) for seq, line in merged_lines(parts).items()}
     if any(seq not in by_seq for seq in range(1, sealed_seq + 1)):
-        by_seq = merged_events(stories, {event["seq"]: event for event in load(journal_id)})
-    missing = next((seq for seq in range(1, max(by_seq, default=0) + 1) if seq not in by_seq), None)
-    if missing:
-        raise DamagedLedger(f"{parts[0]}: event {missing} is missing; nothing was changed")
-    return [by_seq[seq] for seq in sorted(by_seq)]
+        for event in load():
+            by_seq.setdefault(event["seq"], event)
+    refuse_gap(parts[0][0], by_seq, 1)
+    return [by_seq[seq] for seq in range(1, len(by_seq) + 1)]
 
 
-def _part_to_end(parts: Sequence[Path], journal_id: str, events: Sequence[Mapping[str, Any]]) -> Path:
-    """Where the journal goes on: a file that lost its sealed end must not go on with a gap in it."""
-    here = read_story(parts[-1].read_bytes(), journal_id).events
-    if here and here[-1]["seq"] < len(events):
-        return part_path(parts[-1].parent, journal_id, len(parts) + 1)
-    return parts[-1]
-
-
-def _mend_end(path: Path, journal_id: str) -> None:
+def _mend_end(path: Path, story: Story) -> None:
     """Complete a last line that lacks only its newline; cut what a crash has left torn."""
-    data = path.read_bytes()
-    story = read_story(data, journal_id)
     fd = open_private(path, os.O_WRONLY | os.O_APPEND)
     try:
-        if story.good_bytes < len(data):
+        if story.torn_bytes:
             os.ftruncate(fd, story.good_bytes)
         if not story.ends_whole:
             write_all(fd, b"\n")
@@ -143,21 +157,28 @@ def _mend_end(path: Path, journal_id: str) -> None:
         os.close(fd)
 
 
+def _part_to_end(parts: Sequence[tuple[Path, Story]], journal_id: str, last_seq: int) -> Path:
+    """Where the journal goes on: a file that lost its sealed end must not go on with a gap in it."""
+    path, story = parts[-1]
+    if story.lines and story.last_seq < last_seq:
+        return part_path(path.parent, journal_id, len(parts) + 1)
+    return path
+
+
 def _append(
     path: Path, journal_id: str, last_seq: int, events: Sequence[BaseModel], clock: Clock
 ) -> list[dict[str, Any]]:
     """Append events to a journal whose lock is held; gives them as read back."""
     now = clock()
     lines = [stamped_line(journal_id, last_seq + n, now, event) for n, event in enumerate(events, start=1)]
-    data = b"".join(lines)
     fd = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        write_all(fd, data)
+        write_all(fd, b"".join(lines))
         sync_data(fd)
     finally:
         os.close(fd)
     sync_folder(path.parent)
-    return read_story(data, journal_id).events
+    return [parsed(line) for line in lines]
 
 
 def endings(events: Sequence[Mapping[str, Any]]) -> list[BaseModel]:

@@ -1,4 +1,10 @@
-"""One request's line to the ledger: from what was asked to how it ended, in one journal."""
+"""One request's line to the ledger: from what was asked to how it ended, in one journal.
+
+log = ledger.open_request(received)
+log.reserve(hold, limits)           where a limit is set
+log.append(started)                 with `received` before it, durable before anything is sent
+log.append(succeeded, completed)    durable before route() returns
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from ledger.budgets import Hold, Limit
 from ledger.errors import LedgerError
 from ledger.events import REQUEST_ENDS, AttemptCancelled, AttemptStarted, RequestFailed, RequestReceived
 from ledger.journal import Journal
@@ -23,16 +30,32 @@ class RequestLog:
         self._ledger = ledger
         self._journal = journal
         self._received = received
+        self._begun = False
         self._ended = False
+        self._reserved: str | None = None  # the attempt whose ceiling is held, until it has started
         self.started_at = datetime.min.replace(tzinfo=UTC)  # of the request, once begun
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the request is on the books."""
+        return self._begun
 
     @property
     def ended(self) -> bool:
         """Whether the request's end is on the books, or was refused by the disk: nothing can follow."""
         return self._ended
 
+    def reserve(self, hold: Hold, limits: Sequence[Limit]) -> None:
+        """Hold an attempt's ceiling against limits, in one transaction over all processes.
+
+        Raises BudgetExceeded where a limit would not hold, LedgerError where that cannot be told; then
+        nothing is held.
+        """
+        self._ledger.reserve(self._journal, hold, limits)
+        self._reserved = hold.attempt_id
+
     def append(self, *events: BaseModel) -> datetime:
-        """Append events as one commit; durable on return. Gives their `occurred_at`.
+        """Append events as one commit, the first after what was asked; durable on return. Gives their moment.
 
         The event that ends the request closes the log. Raises LedgerError where they could not be
         written: outcomes are written as soon as that is possible; an attempt that was to start is
@@ -40,46 +63,51 @@ class RequestLog:
         """
         if self._ended:
             raise LedgerError(f"request {self._received.request_id} has ended; nothing can follow")
-        return self._commit(events)
+        if self._begun:
+            return self._commit(events)
+        self.started_at = self._commit((self._received, *events))
+        self._begun = True
+        return self.started_at
 
-    def begin(self, events: Sequence[BaseModel]) -> None:
-        """Append the request's first events; `append`, for what follows, says more."""
-        self.started_at = self._commit(events)
+    def abandon(self) -> None:
+        """Give up a request of which nothing is on the books yet."""
+        if not (self._begun or self._ended):
+            self._end()
 
     def _commit(self, events: Sequence[BaseModel]) -> datetime:
-        first = isinstance(events[0], RequestReceived)
         starting = [event for event in events if type(event) is AttemptStarted]
         ends = events[-1].event_type in REQUEST_ENDS  # type: ignore[attr-defined]
         try:
-            if starting or first:
-                occurred_at = self._journal.append(
-                    events, unless_confirmed=self._ending_of(starting, first, ends)
-                )
+            if starting or not self._begun:
+                occurred_at = self._journal.append(events, unless_confirmed=self._ending_of(starting, ends))
             else:  # it has happened: kept, whatever the disk says
                 occurred_at = self._journal.append(events, must_keep=True)
         except BaseException:
-            for event in starting:
-                self._ledger.release(event.attempt_id)
-            if ends or starting or first:
+            if ends or starting or not self._begun:
                 self._end()
             raise
+        if starting:
+            self._reserved = None
         if ends:
             self._end()
         self._ledger.journal_appended(self._journal, occurred_at)
         return occurred_at
 
     def _ending_of(
-        self, starting: Sequence[AttemptStarted], first: bool, ends: bool
+        self, starting: Sequence[AttemptStarted], ends: bool
     ) -> Callable[[datetime], Sequence[BaseModel]]:
         """How the request ends if these events, at that moment, cannot be recorded."""
 
         def ending(at: datetime) -> Sequence[BaseModel]:
-            return () if ends else _never_sent(self._received, at if first else self.started_at, starting, at)
+            request_at = self.started_at if self._begun else at
+            return () if ends else _never_sent(self._received, request_at, starting, at)
 
         return ending
 
     def _end(self) -> None:
         self._ended = True
+        if self._reserved is not None:
+            self._ledger.release(self._reserved)
         self._ledger.request_ended(self._journal)
 
 

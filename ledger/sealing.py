@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.files import locked, open_private, sync_data, try_lock
 from ledger.journal import Clock
-from ledger.lines import journal_ids, merged_events, part_path, part_paths, read_story
+from ledger.lines import journal_ids, merged_lines, parsed, part_path, part_paths, read_parts, refuse_gap
 from ledger.manifest import MANIFEST, Batch, coverage, list_batch, read_manifest
 from ledger.recovery import recover
 from ledger.segments import EventRow, batch_of_segment, event_table, sealed_events, write_segment
@@ -132,21 +132,12 @@ def _unsealed(ledger_path: Path, covered: Mapping[str, int]) -> dict[str, list[E
     pending: dict[str, list[EventRow]] = {}
     folder = ledger_path / "journals"
     for journal_id in journal_ids(folder):
-        path = part_path(folder, journal_id, 1)
-        stories = [
-            (part, read_story(_synced_content(part), journal_id)) for part in part_paths(folder, journal_id)
-        ]
-        for part, story in stories:
-            if story.damage:
-                raise DamagedLedger(f"{part}: {story.damage}; see what happened to it before sealing")
-        by_seq = merged_events(stories)
+        lines = merged_lines(read_parts(folder, journal_id, _synced_content))
         first = covered.get(journal_id, 0) + 1
-        last = max(by_seq, default=0)
-        missing = next((seq for seq in range(first, last + 1) if seq not in by_seq), None)
-        if missing:
-            raise DamagedLedger(f"{path}: event {missing} is missing; nothing after it was sealed")
+        refuse_gap(part_path(folder, journal_id, 1), lines, first)
+        last = max(lines, default=0)
         if last >= first:
-            pending[journal_id] = [by_seq[seq] for seq in range(first, last + 1)]
+            pending[journal_id] = [parsed(lines[seq]) for seq in range(first, last + 1)]
     return pending
 
 
@@ -215,10 +206,14 @@ def _write_runs(
 def _index_sessions(ledger_path: Path, batches: Sequence[Batch], state: State) -> None:
     import pyarrow.parquet as pq
 
-    for batch in batches[state.indexed_batch :]:
+    number, sha256 = state.indexed()
+    if number and (number > len(batches) or batches[number - 1].sha256 != sha256):
+        state.forget_index()  # of a state.db or a manifest that was put back from elsewhere
+        number = 0
+    for batch in batches[number:]:
         column = pq.read_table(ledger_path / batch.file, columns=["session_id"], partitioning=None)
         sessions = column.column(0).unique().drop_null().to_pylist()
-        state.index_batch(batch.batch, sessions)
+        state.index_batch(batch.batch, batch.sha256, sessions)
 
 
 def _remove_covered(ledger_path: Path, batches: Sequence[Batch], state: State, now: datetime) -> list[str]:

@@ -4,11 +4,13 @@
     balances          spent per scope and quarter of an hour, budget or not
     request_spent     spent per request while it is open
     holds             ceilings of attempts that are reserved, in flight, or in doubt
+    settled           attempts that are in doubt no longer, by a later word
     session_batches   which batches hold a session
 
 `fold` turns events into a change, purely; `State.apply` writes that change and the position it
 belongs to in one transaction, so that every event counts once, however often it is offered.
-Amounts are whole numbers of 1e-12 USD ("pico"), which is what a ledger's decimal holds.
+Amounts are whole numbers of 1e-12 USD ("pico"), which is what a ledger's decimal holds; a sum is kept as
+millionths of a dollar ("micro") and the rest in pico, so that no sum outgrows an integer of SQLite.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from ledger.files import open_private
 from ledger.money import dollars, pico
 
 QUARTER_S = 900
-STATE_VERSION = "1"
+STATE_VERSION = 2
+_PICO_PER_MICRO = 1_000_000
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
 
 _TABLES = """
@@ -42,15 +45,18 @@ create table positions (
 ) strict, without rowid;
 create table balances (
     scope text not null, scope_id text not null, quarter integer not null,
-    spent_pico integer not null, unpriced_attempts integer not null,
+    spent_micro integer not null, spent_rest integer not null, unpriced_attempts integer not null,
     primary key (scope, scope_id, quarter)
 ) strict, without rowid;
-create table request_spent (request_id text primary key, spent_pico integer not null) strict, without rowid;
+create table request_spent (
+    request_id text primary key, spent_micro integer not null, spent_rest integer not null
+) strict, without rowid;
 create table holds (
     attempt_id text primary key, journal_id text not null, request_id text not null, session_id text,
     task text not null, tier text not null, model text not null, ceiling_pico integer,
     state text not null check (state in ('reserved', 'in_flight', 'in_doubt'))
 ) strict, without rowid;
+create table settled (attempt_id text primary key) strict, without rowid;
 create index holds_of_request on holds (request_id);
 create index holds_of_journal on holds (journal_id);
 create table session_batches (
@@ -95,7 +101,14 @@ class Change:
     request_spent_pico: Counter[str] = field(default_factory=Counter)
     requests_ended: set[str] = field(default_factory=set)
     holds: dict[str, HoldRow | None] = field(default_factory=dict)  # None: let go
+    settled: set[str] = field(default_factory=set)
     closed: bool = False
+
+
+FOLDED = (  # the fields of events that `fold` looks at
+    *("event_type", "request_id", "session_id", "task", "attempt_id", "tier", "model", "started_at"),
+    *("billed_cost_usd", "list_cost_usd", "reserved_usd", "billing"),
+)
 
 
 def fold(journal_id: str, events: Iterable[Mapping[str, Any]]) -> Change:
@@ -105,13 +118,11 @@ def fold(journal_id: str, events: Iterable[Mapping[str, Any]]) -> Change:
         match event["event_type"]:
             case "attempt_started":
                 change.holds[event["attempt_id"]] = _hold(journal_id, event, "in_flight")
-            case (
-                "attempt_succeeded"
-                | "attempt_failed"
-                | "attempt_cancelled"
-                | "attempt_abandoned"
-                | "attempt_settled"
-            ):
+            case "attempt_settled":
+                _fold_money(change, event)
+                if event["billing"] != "unknown":
+                    change.settled.add(event["attempt_id"])
+            case "attempt_succeeded" | "attempt_failed" | "attempt_cancelled" | "attempt_abandoned":
                 _fold_money(change, event)
                 keeps_ceiling = event["billing"] == "unknown" or _is_unpriced(event)
                 held = _hold(journal_id, event, "in_doubt") if keeps_ceiling else None
@@ -206,14 +217,18 @@ class State:
 
     def _create(self) -> None:
         with self.transaction():
-            if self._db.pragma("user_version") == 0:
+            found = int(str(self._db.pragma("user_version")))
+            if found > STATE_VERSION:
+                raise LedgerError(
+                    f"{self.path} has version {found}, written by a newer bughive-costs; this one knows"
+                    f" {STATE_VERSION}: update it"
+                )
+            if found < STATE_VERSION:  # new, or of an older version: it is derived anew
+                tables = self._db.execute("select name from sqlite_schema where type = 'table'").fetchall()
+                for (name,) in tables:
+                    self._db.execute(f'drop table "{name}"')
                 self._db.execute(_TABLES)
                 self._db.execute(f"pragma user_version = {STATE_VERSION}")
-        found = self._db.pragma("user_version")
-        if str(found) != STATE_VERSION:
-            raise LedgerError(
-                f"{self.path} has version {found}, this program knows {STATE_VERSION}; update it"
-            )
 
     @property
     def is_derived(self) -> bool:
@@ -272,15 +287,23 @@ class State:
 
     def _write(self, change: Change) -> None:
         self._db.executemany(
-            "insert into balances values (?, ?, ?, ?, ?) on conflict do update set"
-            " spent_pico = spent_pico + excluded.spent_pico,"
+            "insert into balances values (?, ?, ?, ?, ?, ?) on conflict do update set"
+            " spent_micro = spent_micro + excluded.spent_micro,"
+            " spent_rest = spent_rest + excluded.spent_rest,"
             " unpriced_attempts = unpriced_attempts + excluded.unpriced_attempts",
-            [(*key, amount, change.unpriced_attempts[key]) for key, amount in change.spent_pico.items()],
+            [
+                (*key, *divmod(amount, _PICO_PER_MICRO), change.unpriced_attempts[key])
+                for key, amount in change.spent_pico.items()
+            ],
         )
         self._db.executemany(
-            "insert into request_spent values (?, ?)"
-            " on conflict do update set spent_pico = spent_pico + excluded.spent_pico",
-            list(change.request_spent_pico.items()),
+            "insert into request_spent values (?, ?, ?) on conflict do update set"
+            " spent_micro = spent_micro + excluded.spent_micro,"
+            " spent_rest = spent_rest + excluded.spent_rest",
+            [
+                (request_id, *divmod(amount, _PICO_PER_MICRO))
+                for request_id, amount in change.request_spent_pico.items()
+            ],
         )
         self._db.executemany(
             "delete from request_spent where request_id = ?", [(name,) for name in change.requests_ended]
@@ -292,6 +315,11 @@ class State:
         self._db.executemany(
             "insert or replace into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [row for row in change.holds.values() if row is not None],
+        )
+        self._db.executemany("insert or ignore into settled values (?)", [(name,) for name in change.settled])
+        self._db.executemany(  # whichever journal is applied first: the settlement's, or the attempt's
+            "delete from holds where attempt_id = ? and state = 'in_doubt' and attempt_id in settled",
+            [(attempt_id,) for attempt_id in {*change.settled, *change.holds}],
         )
 
     def reserve(self, journal_id: str, hold: Hold, limits: Iterable[Limit]) -> None:
@@ -326,46 +354,63 @@ class State:
             raise LedgerError(f"no balance is kept for the scope {scope!r}")
         if scope == "request":
             spent = self._db.execute(
-                "select spent_pico from request_spent where request_id = ?", (scope_id,)
-            ).get
+                "select spent_micro, spent_rest from request_spent where request_id = ?", (scope_id,)
+            )
         else:
             spent = self._db.execute(
-                "select sum(spent_pico) from balances where scope = ? and scope_id = ?", (scope, scope_id)
-            ).get
+                "select sum(spent_micro), sum(spent_rest) from balances where scope = ? and scope_id = ?",
+                (scope, scope_id),
+            )
         held = self._db.execute(
-            "select coalesce(sum(ceiling_pico) filter (where state <> 'in_doubt'), 0),"
-            " coalesce(sum(ceiling_pico) filter (where state = 'in_doubt'), 0)"
-            f" from holds where {column} = ?",
+            f"select state = 'in_doubt', sum(ceiling_pico / {_PICO_PER_MICRO}),"
+            f" sum(ceiling_pico % {_PICO_PER_MICRO}) from holds"
+            f" where {column} = ? and ceiling_pico is not null group by 1",
             (scope_id,),
         )
-        reserved, in_doubt = next(iter(held))
-        return Balance(dollars(spent or 0), dollars(reserved), dollars(in_doubt))
+        ceilings = {bool(in_doubt): _dollars(micro, rest) for in_doubt, micro, rest in held}
+        return Balance(
+            next((_dollars(micro or 0, rest or 0) for micro, rest in spent), Decimal(0)),
+            ceilings.get(False, Decimal(0)),
+            ceilings.get(True, Decimal(0)),
+        )
 
-    def index_batch(self, batch: int, sessions: Iterable[str]) -> None:
+    def index_batch(self, batch: int, sha256: str, sessions: Iterable[str]) -> None:
         """Note which sessions a batch holds; batches are noted in order."""
         with self.transaction():
             self._db.executemany(
                 "insert or ignore into session_batches values (?, ?)", [(name, batch) for name in sessions]
             )
-            self._db.execute("insert or replace into meta values ('indexed_batch', ?)", (str(batch),))
+            self._db.execute(
+                "insert or replace into meta values ('indexed_batch', ?), ('indexed_sha256', ?)",
+                (str(batch), sha256),
+            )
 
-    @property
-    def indexed_batch(self) -> int:
-        """All batches up to this one are in `session_batches`; 0: none."""
-        return int(self._db.execute("select value from meta where key = 'indexed_batch'").get or 0)
+    def indexed(self) -> tuple[int, str]:
+        """All batches up to this one, which has that hash, are in `session_batches`; 0: none."""
+        meta = {str(key): str(value) for key, value in self._db.execute("select key, value from meta")}
+        return int(meta.get("indexed_batch", 0)), meta.get("indexed_sha256", "")
 
-    def rebuild(self, journals: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
-        """Derive balances, holds and positions anew. In a transaction; reservations stay.
+    def forget_index(self) -> None:
+        """Begin the index of sessions anew: its batches are not those of the ledger."""
+        with self.transaction():
+            self._db.execute("delete from session_batches; delete from meta where key like 'indexed%'")
 
-        `journals`: each journal's id and all its events from the first on.
+    def rebuild(self, runs: Iterable[tuple[str, Sequence[tuple[int, Mapping[str, Any]]]]]) -> None:
+        """Derive balances, holds and positions anew. In a transaction; living journals' reservations stay.
+
+        `runs`: of each journal all events with their numbers, in order, in one run or several.
         """
         self._db.execute(
-            "delete from balances; delete from request_spent; delete from positions;"
+            "delete from balances; delete from request_spent; delete from positions; delete from settled;"
             " delete from holds where state <> 'reserved'"
         )
-        for journal_id, events in journals:
-            self.apply(journal_id, list(enumerate(events, start=1)))
-        self._db.execute("insert or replace into meta values ('derived', 'yes')")
+        for journal_id, events in runs:
+            self.apply(journal_id, events)
+        self._db.execute(
+            "delete from holds where state = 'reserved'"
+            " and journal_id not in (select journal_id from positions);"
+            " insert or replace into meta values ('derived', 'yes')"
+        )
 
     def make_durable(self) -> None:
         """Return only when everything applied so far would survive a power loss."""
@@ -375,7 +420,10 @@ class State:
         """All derived rows, sorted: equal dumps are equal projections. Reservations left out."""
         return {
             "balances": sorted(
-                self._db.execute("select * from balances where spent_pico or unpriced_attempts")
+                (scope, scope_id, quarter, micro * _PICO_PER_MICRO + rest, unpriced)
+                for scope, scope_id, quarter, micro, rest, unpriced in self._db.execute(
+                    "select * from balances where spent_micro or spent_rest or unpriced_attempts"
+                )
             ),
             "holds": sorted(
                 self._db.execute(
@@ -383,8 +431,16 @@ class State:
                 )
             ),
             "positions": sorted(self._db.execute("select * from positions")),
-            "request_spent": sorted(self._db.execute("select * from request_spent")),
+            "request_spent": sorted(
+                (request_id, micro * _PICO_PER_MICRO + rest)
+                for request_id, micro, rest in self._db.execute("select * from request_spent")
+            ),
+            "settled": sorted(self._db.execute("select * from settled")),
         }
+
+
+def _dollars(micro: int, rest: int) -> Decimal:
+    return dollars(micro * _PICO_PER_MICRO + rest)
 
 
 def _wait_a_millisecond(polls: int) -> bool:

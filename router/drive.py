@@ -128,6 +128,8 @@ class Drive:
     def _start(self, target: Target) -> Attempt:
         """Put an attempt on the books; when this returns it may be sent."""
         prepared = self._prepared_for(target)
+        if self._log is None:
+            self._log = self._ledger.open_request(self._received)
         attempt = Attempt(
             self._request,
             new_id(),
@@ -143,11 +145,7 @@ class Drive:
         started = books.started(attempt)
         self._attempt, self._in_flight, self._body = attempt, True, prepared.body
         log, self._log = self._log, None  # where this cannot be recorded, the ledger ends the request
-        if log is None:
-            log = self._ledger.begin(self._received, started)
-            self._started_at = log.started_at
-        else:
-            self._started_at = log.append(started)
+        self._started_at = log.append(started)
         self._log = log
         return attempt
 
@@ -220,7 +218,7 @@ class Drive:
                 attempt.route.model,
                 ceiling,
             )
-            self._ledger.reserve(hold, [Limit("request", self._request.request_id, limit_usd)])
+            self._open_log().reserve(hold, [Limit("request", self._request.request_id, limit_usd)])
         except BudgetError as refusal:
             refusal.request_id = self._request.request_id
             self._record_denial(attempt, refusal)
@@ -231,16 +229,13 @@ class Drive:
             self._request,
             attempt.route,
             attempt.number - 1,
-            self._log.started_at if self._log else self._ledger.now(),
+            self._open_log().started_at if self._open_log().begun else self._ledger.now(),
             self._elapsed_ms(self._began),
             refusal,
             self._cost or Decimal(0),
         )
-        if self._log is None:
-            self._ledger.begin(self._received, event)
-        else:
-            log, self._log = self._log, None
-            log.append(event)
+        log, self._log = self._open_log(), None
+        log.append(event)
 
     # how it ended
 
@@ -338,9 +333,11 @@ class Drive:
     def _leave(self, leaving: BaseException) -> None:
         """Record that the caller left, where the request has not ended: the attempt stays in doubt."""
         log, attempt = self._log, self._attempt
-        if log is None or log.ended or attempt is None:
-            return
+        if log is None or log.ended:
+            return None
         self._log = None
+        if attempt is None or not log.begun:
+            return log.abandon()
         reason = (
             "interrupted by the caller" if isinstance(leaving, KeyboardInterrupt) else type(leaving).__name__
         )

@@ -43,7 +43,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import httpx
-from pydantic import BaseModel
 
 from ledger.events import (
     AttemptAbandoned,
@@ -322,7 +321,7 @@ class FakeProvider:
 
     def _handle(self, request: httpx.Request) -> httpx.Response:
         asked, refusal = answers.call_of(request.url.path, request.content)
-        about = self._books.open_request()
+        about = self._books.request_in_hand()
         call = Call(
             asked.provider,
             asked.model,
@@ -382,12 +381,12 @@ class _Books(Ledger):
         super().__init__(folder, durability="process-crash", clock=utc_now, prices=prices, auto_seal=False)
         self._begun = threading.local()
 
-    def begin(self, received: RequestReceived, *events: BaseModel) -> RequestLog:
-        log = super().begin(received, *events)
+    def open_request(self, received: RequestReceived) -> RequestLog:
+        log = super().open_request(received)
         self._begun.last = (received, log)
         return log
 
-    def open_request(self) -> RequestReceived | None:
+    def request_in_hand(self) -> RequestReceived | None:
         """The request this thread is on; None: it is on none."""
         received, log = getattr(self._begun, "last", (None, None))
         return received if log is not None and not log.ended else None

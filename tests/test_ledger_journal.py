@@ -19,7 +19,7 @@ from ledger import journal as journal_module
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import JournalOpened
 from ledger.journal import Journal
-from ledger.lines import merged_events, part_paths, read_line, read_story, stamped_line
+from ledger.lines import merged_lines, part_paths, read_line, read_story, stamped_line
 
 OPENED = JournalOpened(host="h", pid=1, version="0")
 
@@ -282,8 +282,8 @@ def test_parts_that_contradict_each_other_are_damage(tmp_path: Path) -> None:
     first = read_story(stamped_line("j", 1, utc_now(), OPENED), "j")
     other = read_story(stamped_line("j", 1, utc_now(), JournalOpened(host="x", pid=2, version="0")), "j")
     with pytest.raises(DamagedLedger, match="event 1 has other content than in the part before"):
-        merged_events([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", other)])
-    assert merged_events([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", first)]).keys() == {1}
+        merged_lines([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", other)])
+    assert merged_lines([(tmp_path / "j.jsonl", first), (tmp_path / "j.2.jsonl", first)]).keys() == {1}
 
 
 def test_after_a_failed_sync_the_same_file_is_never_believed_again(

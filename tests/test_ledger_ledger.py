@@ -22,7 +22,7 @@ from events_by_hand import answered_request, completed, failed, gave_up, receive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import CostTracker, Ledger, files, layout
+from ledger import CostTracker, Ledger, files, history, layout
 from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
@@ -456,14 +456,15 @@ def test_a_hold_counts_until_its_outcome_and_one_limit_covers_all_attempts_of_a_
     def hold(number: int, ceiling: str) -> Hold:
         return Hold(f"r-1-a{number}", "r-1", "s-1", "analyze_page", "REASONING", "m", D(ceiling))
 
-    ledger.reserve(hold(1, "0.01"), limits)
+    log = ledger.open_request(received())
+    log.reserve(hold(1, "0.01"), limits)
     assert balance(ledger, "request", "r-1") == Balance(reserved_usd=D("0.01"))
-    log = ledger.begin(received(), started())
+    log.append(started())
     log.append(failed(log, billing="billed", billing_rule="answered_with_error", billed_cost_usd=D("0.004")))
     assert balance(ledger, "request", "r-1") == Balance(spent_usd=D("0.004"))
     with pytest.raises(BudgetExceeded, match=r"spent \$0.004, reserved \$0, in doubt \$0, asked \$0.017"):
-        ledger.reserve(hold(2, "0.017"), limits)
-    ledger.reserve(hold(2, "0.016"), limits)
+        log.reserve(hold(2, "0.017"), limits)
+    log.reserve(hold(2, "0.016"), limits)
     log.append(started(number=2, reserved_usd=D("0.016")))
     log.append(failed(log, number=2, billing="unknown", billing_rule="no_answer", reserved_usd=D("0.016")))
     assert balance(ledger, "request", "r-1") == Balance(spent_usd=D("0.004"), in_doubt_usd=D("0.016"))
@@ -475,12 +476,13 @@ def test_a_hold_whose_attempt_never_started_is_let_go_of(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = Hold("r-1-a1", "r-1", "s-1", "t", "REASONING", "m", D("0.01"))
-    ledger.reserve(hold, [])
+    log = ledger.open_request(received())
+    log.reserve(hold, [])
     monkeypatch.setattr(
         journal_module, "write_all", lambda fd, data: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error"))
     )
     with pytest.raises(LedgerError):
-        ledger.begin(received(), started())
+        log.append(started())
     monkeypatch.undo()
     assert balance(ledger, "request", "r-1") == Balance()
 
@@ -520,7 +522,7 @@ def test_state_db_is_the_fold_of_the_events_however_it_got_there(
         ledger.seal()
         with ledger._caught_up(ledger._own_journals()) as state:
             along_the_way = state.dump()
-            state.rebuild(layout.all_stories(ledger.path))
+            state.rebuild(history.all_runs(ledger.path))
             assert state.dump() == along_the_way
 
 
@@ -605,7 +607,7 @@ def test_a_ctrl_c_in_a_transaction_leaves_no_lock_behind(ledger: Ledger) -> None
     with ledger._state() as state:
         state._db.execute("begin immediate")  # as if interrupted right after it
         with state.transaction():
-            assert state.indexed_batch == 0
+            assert state.indexed() == (0, "")
         with pytest.raises(KeyboardInterrupt), state.transaction():
             raise KeyboardInterrupt
         assert not state._db.in_transaction

@@ -1,0 +1,51 @@
+"""All events of a ledger, journal by journal in order, for what is derived from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ledger.lines import journal_ids, merged_lines, parsed, part_paths, read_story
+from ledger.manifest import coverage, read_manifest
+from ledger.state import FOLDED
+
+Run = Sequence[tuple[int, Mapping[str, Any]]]
+
+
+def all_runs(path: Path) -> Iterator[tuple[str, Run]]:
+    """Runs of events with their numbers: of each journal all, in order; of sealed ones the folded fields.
+
+    Journals are read before the manifest, as readers do: what is sealed in between is covered by then.
+    A journal ends where it cannot be believed any further.
+    """
+    folder = path / "journals"
+    journals = {
+        journal_id: merged_lines(
+            (part, read_story(part.read_bytes(), journal_id)) for part in part_paths(folder, journal_id)
+        )
+        for journal_id in journal_ids(folder)
+    }
+    batches, _ = read_manifest(path)
+    for batch in batches:
+        yield from _sealed_runs(path / batch.file)
+    covered = coverage(batches)
+    for journal_id, lines in journals.items():
+        yield journal_id, list(_following(lines, covered.get(journal_id, 0)))
+
+
+def _sealed_runs(segment: Path) -> Iterator[tuple[str, Run]]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(segment, columns=["journal_id", "seq", *FOLDED], partitioning=None).to_pylist()
+    for journal_id, run in groupby(rows, key=lambda row: row["journal_id"]):
+        yield journal_id, [(row["seq"], row) for row in run]
+
+
+def _following(lines: Mapping[int, bytes], covered_seq: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The events right after those that are sealed, up to the first that is missing."""
+    seq = covered_seq + 1
+    while seq in lines:
+        yield seq, parsed(lines[seq])
+        seq += 1
