@@ -3,6 +3,7 @@
 BughiveError                 carries request_id where there is one
   LedgerError                the ledger cannot be read or written as asked
     DamagedLedger            its files contradict each other: nothing is guessed
+    LedgerBusy               another process is at it, and did not let go in time
     NoSuchSession            asked for by name and not there; names the nearest
   BudgetError                refused before any byte is sent
     BudgetExceeded           a limit would not hold
@@ -35,6 +36,10 @@ class LedgerError(BughiveError):
 
 class DamagedLedger(LedgerError):
     """A file of the ledger is missing, altered or cut in the middle."""
+
+
+class LedgerBusy(LedgerError):
+    """Another process or thread holds what is needed; trying again may help."""
 
 
 class NoSuchSession(LedgerError):

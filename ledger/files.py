@@ -8,10 +8,11 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ledger.errors import LedgerError
+from ledger.errors import LedgerBusy, LedgerError
 
 _log = logging.getLogger("ledger")
 _REFUSED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse")
@@ -101,6 +102,26 @@ def locked(path: Path) -> Iterator[int | None]:
         return
     try:
         yield fd if try_lock(fd) and same_file(fd, path) else None
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def only_one(path: Path, wait_s: float, doing: str) -> Iterator[None]:
+    """Hold a lock file, which is never removed, while the block runs.
+
+    Raises LedgerError where another process holds it for longer than `wait_s`.
+    """
+    fd = open_private(path, os.O_RDWR | os.O_CREAT)
+    try:
+        give_up_at = time.monotonic() + wait_s
+        while not try_lock(fd):
+            if time.monotonic() >= give_up_at:
+                raise LedgerBusy(
+                    f"another process has been {doing} {path.parent} for {wait_s:g} s; try again later"
+                )
+            time.sleep(0.01)
+        yield
     finally:
         os.close(fd)
 

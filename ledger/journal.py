@@ -53,7 +53,7 @@ class Journal:
         self, folder: Path, journal_id: str, fd: int, opened: JournalOpened, clock: Clock, durable: bool
     ) -> None:
         self.id = journal_id
-        self.applied_seq = 0  # of the last event that state.db was told of
+        self.apply_at_seq = 1  # when its owner is to tell state.db again
         self._folder = folder
         self._clock = clock
         self._durable = durable
@@ -156,6 +156,15 @@ class Journal:
                 raise
         return occurred_at
 
+    def flush(self) -> None:
+        """Write what waits for the disk; durable on return. Raises LedgerError where that fails."""
+        with self._lock:
+            if self._tail.queue:
+                self._settle_end(must_keep=False)
+            mark = self._tail.seq
+        if self._durable:
+            self._sync(mark)
+
     def take_unapplied(self) -> list[tuple[int, BaseModel]]:
         """Written events that state.db has not been told of, with their numbers, in order."""
         tail = self._tail
@@ -186,7 +195,6 @@ class Journal:
             for commit in reversed(kept):
                 rest = Stamped(rest, commit.last_seq, commit.events)
             self._tail = self._tail._replace(unapplied=rest)
-            self.applied_seq = seq
 
     def close(self, reason: str = "closed") -> None:
         """Write the last event and let go. With a request open it is only let go: recovery ends it."""

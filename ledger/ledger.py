@@ -26,6 +26,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import BaseModel
 
 from ledger.budgets import Hold, Limit
-from ledger.errors import LedgerError
+from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.events import (
     JournalOpened,
     RequestReceived,
@@ -43,6 +44,7 @@ from ledger.history import all_runs
 from ledger.journal import Clock, Journal
 from ledger.layout import lay_out
 from ledger.prices import PriceBook
+from ledger.recovery import has_living_writers
 from ledger.request_log import RequestLog
 from ledger.settings import Durability, Settings
 from ledger.state import State
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
     import duckdb
     import polars as pl
 
-    from ledger.sealing import Sealed
+    from ledger.events import AttemptSettled
+    from ledger.sealing import Recovery, Sealed
 
 _log = logging.getLogger("ledger")
 
@@ -92,17 +95,23 @@ class Ledger:
         self._open_state: State | None = None
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
-        self._identity = lay_out(path)
-        self._today = clock().date()
-        with self._state() as state:
-            self._derive_if_new(state)
-            from ledger.sealing import recover_dead
-
-            recover_dead(path, state, clock)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
+        try:
+            self._identity = lay_out(path)
+            self._today = clock().date()
+            with self._state() as state:
+                self._derive_if_new(state)
+            self.end_dead_journals()
+            much_to_seal = self._has_much_to_seal()
+        except OSError as error:
+            self.close()
+            raise LedgerError(f"the ledger {path} cannot be opened: {error}") from error
+        except BaseException:
+            self.close()
+            raise
         atexit.register(self._at_exit)
         _register_fork_hooks(weakref.ref(self))
-        if self._has_much_to_seal():
+        if much_to_seal:
             self._start_sealer()
 
     @classmethod
@@ -144,6 +153,24 @@ class Ledger:
             auto_seal=False,
             temporary=True,
         )
+
+    @classmethod
+    def recover(cls, path: str | Path, *, clock: Clock = utc_now) -> Recovery:
+        """Finish what crashed in a ledger and derive its state.db anew, even where that is no database.
+
+        Living writers go on meanwhile. Raises LedgerError where the path is not a ledger.
+        """
+        from ledger.reader import existing_ledger
+        from ledger.sealing import rebuild
+
+        root = existing_ledger(path)
+        lay_out(root)
+        state = _usable_state(root)
+        try:
+            with state.told():
+                return rebuild(root, state, clock)
+        finally:
+            state.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,6 +217,43 @@ class Ledger:
         """Hold a ceiling in the name of a journal; see RequestLog.reserve."""
         with self._caught_up(self._own_journals()) as state:
             state.reserve(journal.id, hold, limits)
+
+    def record(self, *events: BaseModel) -> None:
+        """Append events that belong to no request, as one commit; durable on return, and in state.db.
+
+        Raises LedgerError where they could not be written: they are written as soon as that is possible.
+        """
+        journal = self._lease_journal()
+        try:
+            journal.append(events, must_keep=True)
+        finally:
+            self.request_ended(journal)
+        self._apply_quietly(journal)
+
+    def settle(
+        self, attempt_id: str, billed_usd: Decimal | None, *, reason: str | None = None
+    ) -> AttemptSettled:
+        """Record what an attempt in doubt was billed, None: nothing; see ledger.settlement."""
+        from ledger.settlement import settle
+
+        return settle(self, attempt_id, billed_usd, reason)
+
+    def flush(self) -> None:
+        """Write what waits for the disk in this process's journals. Raises LedgerError where that fails."""
+        for journal in self._own_journals():
+            journal.flush()
+
+    def end_dead_journals(self) -> None:
+        """Record how what dead processes left open has ended; state.db then knows all that is written."""
+        from ledger.sealing import recover_dead
+
+        with self._caught_up(self._own_journals()):
+            pass
+        try:
+            with self._state() as state:
+                recover_dead(self.path, state, self._clock)
+        except OSError as error:
+            raise LedgerError(f"dead journals of {self.path} cannot be ended: {error}") from error
 
     def release(self, attempt_id: str) -> None:
         """Let go of a hold whose attempt never started."""
@@ -261,18 +325,23 @@ class Ledger:
         import uuid_utils
 
         opened = JournalOpened(host=socket.gethostname() or "unknown", pid=os.getpid(), version=_version())
-        return Journal.create(
+        journal = Journal.create(
             self.path / "journals",
             uuid_utils.uuid7().hex,
             opened,
             self._clock,
             durable=self.durability == "power-loss",
         )
+        journal.apply_at_seq = APPLY_AT_EVENTS
+        return journal
 
     def journal_appended(self, journal: Journal, occurred_at: datetime) -> None:
         """What need not be done at each append: tell state.db, rotate, seal a day that is over."""
-        if journal.seq - journal.applied_seq >= APPLY_AT_EVENTS:
-            self._apply_quietly(journal)
+        if journal.seq >= journal.apply_at_seq:
+            journal.apply_at_seq = (
+                journal.seq + APPLY_AT_EVENTS
+            )  # where it fails too: an append waits for nobody
+            self._apply_quietly(journal, patient=False)
         today = occurred_at.date()
         if journal.seq >= ROTATE_AT_EVENTS or today != self._today:
             with self._lock:
@@ -312,18 +381,23 @@ class Ledger:
     # state.db
 
     @contextlib.contextmanager
-    def _state(self) -> Iterator[State]:
+    def _state(self, *, patient: bool = True) -> Iterator[State]:
         """state.db, opened when first used, for one thread at a time."""
-        with self._state_lock:
+        if not self._state_lock.acquire(blocking=patient):
+            raise LedgerBusy(f"another thread is at {self.path}/state.db; try again")
+        try:
             state = self._open_state = self._open_state or State(self.path / "state.db")
-            yield state
+            with state.told():
+                yield state
+        finally:
+            self._state_lock.release()
 
     @contextlib.contextmanager
-    def _caught_up(self, journals: Iterable[Journal]) -> Iterator[State]:
+    def _caught_up(self, journals: Iterable[Journal], *, patient: bool = True) -> Iterator[State]:
         """A transaction of state.db that begins with what these journals have written."""
         applied: list[tuple[Journal, int]] = []
-        with self._state() as state:
-            with state.transaction():
+        with self._state(patient=patient) as state:
+            with state.transaction(patient=patient):
                 for journal in journals:
                     events = journal.take_unapplied()
                     if events:
@@ -333,13 +407,15 @@ class Ledger:
             for journal, seq in applied:  # only now: a transaction that failed has applied nothing
                 journal.applied(seq)
 
-    def _apply_quietly(self, journal: Journal) -> None:
+    def _apply_quietly(self, journal: Journal, *, patient: bool = True) -> None:
         """state.db is derived: nothing that fails in it may fail a request that is on the books."""
         try:
-            with self._caught_up([journal]):
+            with self._caught_up([journal], patient=patient):
                 pass
         except Exception as error:
-            _log.warning("state.db lags behind journal %s: %s", journal.id, error)
+            unremarkable = isinstance(error, LedgerBusy) and not patient
+            level = logging.DEBUG if unremarkable else logging.WARNING
+            _log.log(level, "state.db lags behind journal %s: %s", journal.id, error)
 
     def _derive_if_new(self, state: State) -> None:
         if not state.is_derived:
@@ -399,6 +475,25 @@ class Ledger:
         self._temporary = False  # the folder is the parent's to remove
         for journal in inherited:
             journal.leave_in_child()
+
+
+def _usable_state(root: Path) -> State:
+    """A ledger's state.db, begun anew where it cannot be used and nobody does."""
+    path = root / "state.db"
+    try:
+        state = State(path)
+        if state.is_intact():
+            return state
+        state.close()
+    except DamagedLedger:
+        pass
+    if has_living_writers(root):
+        raise LedgerError(
+            f"{path} is damaged and in use; stop the programs that use the ledger, and run it again"
+        )
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return State(path)
 
 
 def _register_fork_hooks(ref: Callable[[], Ledger | None]) -> None:

@@ -81,8 +81,18 @@ def recover(
             continue
         if found:
             recovered.append(found)
-    _remove_unborn(folder)
+    _remove_leftovers(ledger_path)
     return recovered
+
+
+def has_living_writers(ledger_path: Path) -> bool:
+    """Whether a process holds one of the journals."""
+    folder = ledger_path / "journals"
+    for journal_id in journal_ids(folder):
+        with locked(part_path(folder, journal_id, 1)) as fd:
+            if fd is None and part_path(folder, journal_id, 1).exists():
+                return True
+    return False
 
 
 def _ends_closed(folder: Path, journal_id: str) -> bool:
@@ -235,14 +245,16 @@ def _failed(received: Mapping[str, Any], last_attempt: Mapping[str, Any] | None)
     )
 
 
-def _remove_unborn(folder: Path) -> None:
-    """Remove journals that never got their name: their process died before writing anything else."""
-    for leftover in folder.glob("*.tmp"):
-        if (folder / f"{leftover.name.split('.')[0]}.jsonl").exists():
-            continue  # the next part of a journal: its own recovery removes it
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime < YOUNG_S:
-                continue  # its process may be about to lock and name it
-            with locked(leftover) as fd:
-                if fd is not None:
-                    leftover.unlink()
+def _remove_leftovers(ledger_path: Path) -> None:
+    """Remove files that never got their name: their process died before anything relied on them."""
+    for pattern in ("*.tmp", "journals/*.tmp", "events/date=1970-01-01/*.tmp"):
+        for leftover in ledger_path.glob(pattern):
+            first = part_path(leftover.parent, leftover.name.split(".")[0], 1)
+            if first.name != "empty.jsonl" and first.exists():
+                continue  # the next part of a journal: its own recovery removes it
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime < YOUNG_S:
+                    continue  # its process may be about to lock and name it
+                with locked(leftover) as fd:
+                    if fd is not None:
+                        leftover.unlink()

@@ -14,22 +14,21 @@ its own, because pyarrow has no place in an agent.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ledger.errors import DamagedLedger, LedgerError
-from ledger.files import locked, open_private, sync_data, try_lock
+from ledger.files import locked, only_one, open_private, sync_data
+from ledger.history import all_runs
 from ledger.journal import Clock
 from ledger.lines import journal_ids, merged_lines, parsed, part_path, part_paths, read_parts, refuse_gap
 from ledger.manifest import MANIFEST, Batch, coverage, list_batch, read_manifest
-from ledger.recovery import recover
+from ledger.recovery import Recovered, recover
 from ledger.segments import EventRow, batch_of_segment, event_table, sealed_events, write_segment
 from ledger.state import State
 
@@ -47,57 +46,78 @@ class Sealed(NamedTuple):
     removed_journals: list[str]
 
 
+class Recovery(NamedTuple):
+    """What was finished before state.db was derived anew."""
+
+    ended: list[Recovered]  # journals of dead processes
+    listed_batches: int  # segments that stood without their line in the manifest
+
+
 def seal(ledger_path: Path, ledger_id: str, state: State, clock: Clock, *, wait_s: float = 60.0) -> Sealed:
     """Recover what dead processes left, seal all whole lines, index them, remove what is no longer needed.
 
     Raises LedgerError where another sealer holds the lock for longer than `wait_s`, or a file cannot
-    be written; what was sealed by then stays sealed.
+    be written; what was sealed by then stays sealed. DamagedLedger, when all else is sealed, where a
+    journal is not what a crash leaves.
     """
     try:
-        with _only_sealer(ledger_path, wait_s):
-            batches = _listed_batches(ledger_path)
+        with only_one(ledger_path / SEAL_LOCK, wait_s, "sealing"):
+            batches, _ = _listed_batches(ledger_path)
             recover_dead(ledger_path, state, clock)
-            new = _seal_journals(ledger_path, ledger_id, batches, clock)
+            pending, damaged = _unsealed(ledger_path, coverage(batches))
+            new = _seal_runs(ledger_path, ledger_id, batches, pending, clock)
             _index_sessions(ledger_path, batches + new, state)
-            return Sealed(new, _remove_covered(ledger_path, batches + new, state, clock()))
+            removed = _remove_covered(ledger_path, batches + new, state, clock())
     except OSError as error:
         raise LedgerError(f"sealing {ledger_path} stopped: {error}; run it again, nothing is lost") from error
+    if damaged:
+        raise DamagedLedger(f"{damaged[0]} ({_others(len(damaged) - 1)} is sealed)")
+    return Sealed(new, removed)
 
 
-def recover_dead(ledger_path: Path, state: State, clock: Clock) -> None:
+def _others(more_damaged: int) -> str:
+    return f"and {more_damaged} more journals so; all else" if more_damaged else "all else"
+
+
+def recover_dead(ledger_path: Path, state: State, clock: Clock) -> list[Recovered]:
     """End the journals of dead processes; see ledger.recovery."""
     batches, _ = read_manifest(ledger_path)
-    recover(
+    ended = recover(
         ledger_path, state, clock, coverage(batches), lambda name: sealed_events(ledger_path, batches, name)
     )
+    if lost := [journal for journal in ended if journal.lost_events]:
+        _log.error("the disk lost %d events of journal %s", lost[0].lost_events, lost[0].journal_id)
+        with state.transaction():
+            state.rebuild(all_runs(ledger_path))
+    return ended
 
 
-@contextlib.contextmanager
-def _only_sealer(ledger_path: Path, wait_s: float) -> Iterator[None]:
-    fd = open_private(ledger_path / SEAL_LOCK, os.O_RDWR | os.O_CREAT)
+def rebuild(ledger_path: Path, state: State, clock: Clock, *, wait_s: float = 60.0) -> Recovery:
+    """Finish what crashed, and derive all of state.db anew from the events. Raises as `seal`."""
     try:
-        give_up_at = time.monotonic() + wait_s
-        while not try_lock(fd):
-            if time.monotonic() >= give_up_at:
-                raise LedgerError(
-                    f"another process has been sealing {ledger_path} for {wait_s:g} s; try later"
-                )
-            time.sleep(0.01)
-        yield
-    finally:
-        os.close(fd)
+        with only_one(ledger_path / SEAL_LOCK, wait_s, "sealing"):
+            batches, listed = _listed_batches(ledger_path)
+            ended = recover_dead(ledger_path, state, clock)
+            with state.transaction():
+                state.rebuild(all_runs(ledger_path))
+            state.forget_index()
+            _index_sessions(ledger_path, batches, state)
+    except OSError as error:
+        raise LedgerError(f"recovering {ledger_path} stopped: {error}; run it again") from error
+    return Recovery(ended, listed)
 
 
-def _listed_batches(ledger_path: Path) -> list[Batch]:
-    """The manifest's batches, after listing segments that stand without their line."""
+def _listed_batches(ledger_path: Path) -> tuple[list[Batch], int]:
+    """The manifest's batches, after listing segments that stand without their line; and how many did."""
     batches, good_bytes = read_manifest(ledger_path)
     manifest = ledger_path / MANIFEST
     if manifest.exists() and manifest.stat().st_size > good_bytes:
         os.truncate(manifest, good_bytes)  # a torn last line: its segment is an orphan now
+    listed = len(batches)
     while orphan := _orphan_after(ledger_path, batches):
         list_batch(ledger_path, orphan)
         batches.append(orphan)
-    return batches
+    return batches, len(batches) - listed
 
 
 def _orphan_after(ledger_path: Path, batches: Sequence[Batch]) -> Batch | None:
@@ -112,33 +132,50 @@ def _orphan_after(ledger_path: Path, batches: Sequence[Batch]) -> Batch | None:
     return None
 
 
-def _seal_journals(ledger_path: Path, ledger_id: str, batches: list[Batch], clock: Clock) -> list[Batch]:
-    new: list[Batch] = []
-    pending = _unsealed(ledger_path, coverage(batches))
-    while pending:
-        date, runs = next_batch(pending)
-        previous = (new or batches)[-1] if (new or batches) else None
-        batch = _write_runs(ledger_path, ledger_id, date, runs, previous, clock())
-        list_batch(ledger_path, batch)
-        new.append(batch)
-        for journal_id, run in runs.items():
-            del pending[journal_id][: len(run)]
-        pending = {journal_id: events for journal_id, events in pending.items() if events}
-    return new
+def _unsealed(
+    ledger_path: Path, covered: Mapping[str, int]
+) -> tuple[dict[str, list[EventRow]], list[DamagedLedger]]:
+    """Per journal the whole lines after what is covered, in order, on disk for certain.
 
-
-def _unsealed(ledger_path: Path, covered: Mapping[str, int]) -> dict[str, list[EventRow]]:
-    """Per journal the whole lines after what is covered, in order, on disk for certain."""
+    A damaged journal is left out, and what is wrong with it given: it does not keep others from being sealed.
+    """
     pending: dict[str, list[EventRow]] = {}
+    damaged: list[DamagedLedger] = []
     folder = ledger_path / "journals"
     for journal_id in journal_ids(folder):
-        lines = merged_lines(read_parts(folder, journal_id, _synced_content))
         first = covered.get(journal_id, 0) + 1
-        refuse_gap(part_path(folder, journal_id, 1), lines, first)
+        try:
+            lines = merged_lines(read_parts(folder, journal_id, _synced_content))
+            refuse_gap(part_path(folder, journal_id, 1), lines, first)
+        except DamagedLedger as damage:
+            damaged.append(damage)
+            continue
         last = max(lines, default=0)
         if last >= first:
             pending[journal_id] = [parsed(lines[seq]) for seq in range(first, last + 1)]
-    return pending
+    return pending, damaged
+
+
+def _seal_runs(
+    ledger_path: Path,
+    ledger_id: str,
+    batches: Sequence[Batch],
+    pending: dict[str, list[EventRow]],
+    clock: Clock,
+) -> list[Batch]:
+    new: list[Batch] = []
+    while pending:
+        date, runs = next_batch(pending)
+        previous = new[-1] if new else batches[-1] if batches else None
+        batch = _write_runs(ledger_path, ledger_id, date, runs, previous, clock())
+        list_batch(ledger_path, batch)
+        new.append(batch)
+        pending = {
+            journal_id: rest
+            for journal_id, events in pending.items()
+            if (rest := events[len(runs.get(journal_id, ())) :])
+        }
+    return new
 
 
 def _synced_content(path: Path) -> bytes:

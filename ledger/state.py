@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 import apsw
 
 from ledger.budgets import Balance, Hold, Limit, check
-from ledger.errors import LedgerError
+from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.files import open_private
 from ledger.money import dollars, pico
 
@@ -37,6 +37,7 @@ QUARTER_S = 900
 STATE_VERSION = 2
 _PICO_PER_MICRO = 1_000_000
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
+_HASTY_POLLS = 5
 
 _TABLES = """
 create table meta (key text primary key, value text not null) strict, without rowid;
@@ -188,17 +189,36 @@ class State:
     def __init__(self, path: Path) -> None:
         """Open or create it. Raises LedgerError for a file that is not such a database."""
         self.path = path
+        self._polls_at_most = _BUSY_POLLS
         try:
             os.close(open_private(path, os.O_RDWR | os.O_CREAT))
+        except OSError as error:
+            raise LedgerError(f"{path} cannot be used: {error.strerror}; see what stands there") from error
+        with self.told():
             self._db = apsw.Connection(str(path))
-            self._db.set_busy_handler(_wait_a_millisecond)
+            self._db.set_busy_handler(self._wait_a_millisecond)
             self._use_wal()
-            self._create()
-        except (apsw.Error, OSError) as error:
-            raise LedgerError(
-                f"{path} cannot be used: {error}; it is derived: stop what uses the ledger, remove it and the"
-                " -wal and -shm beside it, and open the ledger again"
+            if self._db.pragma("user_version") != STATE_VERSION:
+                self._create()
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """What SQLite raises in the block becomes a LedgerError: LedgerBusy, DamagedLedger, or plain."""
+        try:
+            yield
+        except (apsw.NotADBError, apsw.CorruptError) as error:
+            raise DamagedLedger(
+                f"{self.path} is damaged: {error}; it is derived: bughive-costs recover makes it anew"
             ) from error
+        except apsw.BusyError as error:
+            raise LedgerBusy(f"another process is at {self.path} and did not let go; try again") from error
+        except apsw.Error as error:
+            raise LedgerError(f"{self.path} cannot be used: {error}; make room, or mend the disk") from error
+
+    def is_intact(self) -> bool:
+        """Whether SQLite finds nothing wrong with the file."""
+        with self.told():
+            return bool(self._db.execute("pragma quick_check").get == "ok")
 
     def _use_wal(self) -> None:
         """Switching to WAL takes a lock that SQLite does not wait for: whoever is second tries again."""
@@ -209,8 +229,12 @@ class State:
                 return
             except apsw.BusyError:
                 polls += 1
-                if not _wait_a_millisecond(polls):
+                if not self._wait_a_millisecond(polls):
                     raise
+
+    def _wait_a_millisecond(self, polls: int) -> bool:
+        time.sleep(0.001)
+        return polls < self._polls_at_most
 
     def close(self) -> None:
         self._db.close()
@@ -236,13 +260,14 @@ class State:
         return self._db.execute("select 1 from meta where key = 'derived'").get is not None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All of the block or nothing, one writer at a time across processes.
+    def transaction(self, *, patient: bool = True) -> Iterator[None]:
+        """All of the block or nothing, one writer at a time across processes; apsw.BusyError after a while.
 
         A Ctrl-C may come between any two steps: whatever is open is undone, here or before the next.
         """
         try:
             self._undo()
+            self._polls_at_most = _BUSY_POLLS if patient else _HASTY_POLLS
             self._db.execute("begin immediate")
             yield
             self._db.execute("commit")
@@ -441,8 +466,3 @@ class State:
 
 def _dollars(micro: int, rest: int) -> Decimal:
     return dollars(micro * _PICO_PER_MICRO + rest)
-
-
-def _wait_a_millisecond(polls: int) -> bool:
-    time.sleep(0.001)
-    return polls < _BUSY_POLLS

@@ -22,7 +22,7 @@ from events_by_hand import answered_request, completed, failed, gave_up, receive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import CostTracker, Ledger, files, history, layout
+from ledger import CostTracker, Ledger, files, history
 from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
@@ -540,7 +540,7 @@ def test_a_lost_state_db_is_derived_again_from_segments_and_journals(path: Path)
 def test_a_state_db_that_is_no_database_is_named_with_what_to_do(path: Path) -> None:
     Ledger.open(path).close()
     (path / "state.db").write_text("not a database, not even a small one")
-    with pytest.raises(LedgerError, match=r"state\.db cannot be used: .*open the ledger again"):
+    with pytest.raises(LedgerError, match=r"state\.db is damaged: .*bughive-costs recover makes it anew"):
         Ledger.open(path)
 
 
