@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import re
 import secrets
-import sys
+import stat
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from ledger.errors import LedgerBusy, LedgerError
 
 _log = logging.getLogger("ledger")
-_REFUSED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse")
+_REFUSED_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "fuse", "virtiofs", "vboxsf", "vmhgfs")
+_LOST_AT_REBOOT = ("tmpfs", "ramfs")
+_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC
+_O_PATH: int = getattr(os, "O_PATH", os.O_RDONLY)  # on Linux: asks for no right to read
 _FULL_SYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone stops at the drive's cache
 
 
@@ -37,8 +43,37 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file of the ledger: 0600 where it is made, never through a symlink."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """Open a file of the ledger: 0600 where it is made, whatever the umask; never through a symlink.
+
+    Raises LedgerError for a symlink, else OSError as `os.open`.
+    """
+    try:
+        if flags & os.O_CREAT:
+            return _open_or_make(path, flags)
+        return os.open(path, flags | _SAFELY)
+    except OSError as error:
+        if os.path.islink(path):
+            raise LedgerError(f"{path} is a symlink; put the file itself in its place") from error
+        raise
+
+
+def _open_or_make(path: Path, flags: int) -> int:
+    """As asked, knowing whether it was there: only a file that is made here gets its mode here."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(path, flags | os.O_EXCL | _SAFELY, 0o600)
+            os.fchmod(fd, 0o600)
+            return fd
+        if flags & os.O_EXCL:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        with contextlib.suppress(FileNotFoundError):  # removed in between: made again
+            return os.open(path, flags & ~os.O_CREAT | _SAFELY)
+
+
+def read_private(path: Path) -> bytes:
+    """A file's bytes as of now. Raises LedgerError for a symlink, else OSError."""
+    with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
+        return file.read()
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -49,15 +84,31 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """A folder of the ledger, 0700 where it is made; refuses a file or a symlink in its place."""
+    """A folder of the ledger, and what is missing above it: 0700 where it is made, whatever the umask.
+
+    What is there keeps its mode. Raises LedgerError for a file or a symlink in its place.
+    """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise LedgerError(f"{folder} is not a folder; name another place for the ledger") from error
+        for missing in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
+            _make_folder(missing)
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except NotADirectoryError:
+        is_folder = False
     except OSError as error:
-        raise LedgerError(f"the ledger's folder {folder} cannot be made: {error.strerror}") from error
+        if not os.path.islink(folder):
+            raise LedgerError(f"the folder {folder} cannot be made: {error.strerror}") from error
     if folder.is_symlink():
         raise LedgerError(f"{folder} is a symlink; give the ledger a folder of its own")
+    if not is_folder:
+        raise LedgerError(f"{folder} is not a folder; name another place for the ledger")
+
+
+def _make_folder(folder: Path) -> None:
+    """One folder, whose parent is there; durable on return. Another process may have made it meanwhile."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+        os.chmod(folder, 0o700)
+        sync_folder(folder.parent)
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -65,11 +116,16 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     fd = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        write_all(fd, data)
-        sync_data(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)
+        try:
+            write_all(fd, data)
+            sync_data(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(path.parent)
 
 
@@ -127,30 +183,53 @@ def only_one(path: Path, wait_s: float, doing: str) -> Iterator[None]:
 
 
 def check_file_system(folder: Path) -> None:
-    """Refuse a file system whose locks or syncs cannot be relied on; warn where nothing survives a reboot."""
+    """Refuse a file system whose locks or syncs cannot be relied on; warn where nothing survives a reboot.
+
+    The folder need not be there yet: then it is the file system it would be made on.
+    """
     kind = _file_system_of(folder)
     if kind.startswith(_REFUSED_FILE_SYSTEMS):
         raise LedgerError(
             f"{folder} is on {kind}, whose locks and syncs a ledger cannot rely on; use a local disk"
         )
-    if kind == "tmpfs":
-        _log.warning("the ledger %s is on tmpfs: it is lost when the machine stops", folder)
+    if kind in _LOST_AT_REBOOT:
+        warn_once(f"the ledger {folder} is on {kind}: it is lost when the machine stops")
+
+
+def warn_of_readers(folder: Path) -> None:
+    """Warn where others than the owner may look into a folder. It is left so: it may be meant."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o077:
+        warn_once(f"others may look into the ledger {folder} (mode {mode:04o}); chmod 700 keeps it private")
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time this process has it."""
+    _log.warning("%s", message)
 
 
 def _file_system_of(folder: Path) -> str:
-    """The type of the mount that holds the folder; empty where the system does not say."""
-    if not sys.platform.startswith("linux"):
-        return ""
+    """The type of the mount that holds the folder, or will; empty where the system does not say."""
     try:
-        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        fd = os.open(there, _O_PATH | os.O_CLOEXEC)
+        try:
+            about = Path(f"/proc/self/fdinfo/{fd}").read_bytes()
+        finally:
+            os.close(fd)
+        return mount_type(Path("/proc/self/mountinfo").read_bytes(), about)
+    except OSError:  # no Linux, no /proc, or a path that nothing can be made at
         return ""
-    resolved = str(folder.resolve())
-    best, kind = "", ""
-    for mount in mounts:
-        left, _, right = mount.partition(" - ")
-        point = left.split()[4].replace("\\040", " ")
-        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind
+
+
+def mount_type(mountinfo: bytes, fdinfo: bytes) -> str:
+    """What /proc/self/mountinfo calls the mount of an open file, going by its /proc/self/fdinfo; pure.
+
+    The mount's number decides, not its path: mounts may hide each other, and paths are escaped there.
+    """
+    number = re.search(rb"^mnt_id:\s*(\d+)$", fdinfo, re.MULTILINE)
+    if number is None:
+        return ""
+    mount = re.search(rb"^%b .*? - (\S+) " % number[1], mountinfo, re.MULTILINE)
+    return os.fsdecode(mount[1]) if mount else ""

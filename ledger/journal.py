@@ -22,6 +22,7 @@ from ledger.errors import LedgerError
 from ledger.events import REQUEST_ENDS, JournalClosed, JournalOpened, rfc3339
 from ledger.files import open_private, sync_data, sync_folder, try_lock, write_all
 from ledger.lines import facts_of, line_head, numbered, part_path, stamped_line
+from ledger.together import Together
 
 _log = logging.getLogger("ledger")
 
@@ -67,8 +68,7 @@ class Journal:
         self._inode = os.fstat(fd).st_ino
         self._tail = _Tail(os.fstat(fd).st_size, b"", 1, 0, Stamped(None, 1, (opened,)))
         self._lock = threading.Lock()
-        self._sync_lock = threading.Lock()
-        self._synced_seq = 1
+        self._syncing = Together(self._sync, reached=1)
         self._unconfirmed: list[tuple[int, bytes]] = []  # stamped, not known to be synced
         self._head = line_head(journal_id)
 
@@ -148,7 +148,7 @@ class Journal:
             mark = self._tail.seq
         if self._durable:
             try:
-                self._sync(mark)
+                self._syncing.reach(mark)
             except BaseException:
                 if unless_confirmed:
                     with self._lock:
@@ -163,14 +163,14 @@ class Journal:
                 self._settle_end(must_keep=False)
             mark = self._tail.seq
         if self._durable:
-            self._sync(mark)
+            self._syncing.reach(mark)
 
     def take_unapplied(self) -> list[tuple[int, BaseModel]]:
         """Written events that state.db has not been told of, with their numbers, in order."""
         tail = self._tail
         if tail.queue:
             return []
-        durable_seq = self._synced_seq if self._durable else tail.seq
+        durable_seq = self._syncing.reached if self._durable else tail.seq
         taken: list[tuple[int, BaseModel]] = []
         commit = tail.unapplied
         while commit is not None and commit.last_seq > durable_seq:
@@ -208,7 +208,7 @@ class Journal:
 
     def leave_in_child(self) -> None:
         """Leave after a fork: the locks may be held by threads that the child does not have."""
-        self._lock, self._sync_lock = threading.Lock(), threading.Lock()
+        self._lock, self._syncing = threading.Lock(), Together(self._sync, self._syncing.reached)
         self.leave()
 
     def leave(self) -> None:
@@ -296,26 +296,23 @@ class Journal:
             self._lock_fd = fd
         self._fd = fd
 
-    def _sync(self, mark: int) -> None:
-        """Make all up to `mark` durable; one thread syncs for all that wait with it."""
-        with self._sync_lock:
-            if self._synced_seq >= mark:
-                return
-            with self._lock:
-                target = self._tail.seq if not self._tail.queue else mark
-            try:  # the mark is fixed before the sync: what is written meanwhile is not covered by it
-                if not self._sync_failed:
-                    self._sync_failed = True  # until it has succeeded: an interrupt is no success
-                    sync_data(self._fd)
-                    self._sync_failed = False
-            except OSError as error:
-                _log.error("%s could not be synced (%s); going on in a new file", self.path, error)
-            if self._sync_failed:  # a kernel reports it once, and forgets the pages: never ask it again
-                target = self._continue_in_new_part()
+    def _sync(self, mark: int) -> int:
+        """Make all up to `mark` durable, and what else is written. Gives the number of the last that is."""
+        with self._lock:
+            target = self._tail.seq if not self._tail.queue else mark
+        try:  # the mark is fixed before the sync: what is written meanwhile is not covered by it
+            if not self._sync_failed:
+                self._sync_failed = True  # until it has succeeded: an interrupt is no success
+                sync_data(self._fd)
                 self._sync_failed = False
-            self._synced_seq = target
-            with self._lock:
-                self._unconfirmed = [item for item in self._unconfirmed if item[0] > target]
+        except OSError as error:
+            _log.error("%s could not be synced (%s); going on in a new file", self.path, error)
+        if self._sync_failed:  # a kernel reports it once, and forgets the pages: never ask it again
+            target = self._continue_in_new_part()
+            self._sync_failed = False
+        with self._lock:
+            self._unconfirmed = [item for item in self._unconfirmed if item[0] > target]
+        return target
 
     def _continue_in_new_part(self) -> int:
         """After a failed sync nothing is known of the file's end: begin the next one with those lines.
@@ -325,7 +322,7 @@ class Journal:
         with self._lock:
             path = part_path(self._folder, self.id, self._part + 1)
             temporary = path.with_name(path.name + ".tmp")
-            lines = b"".join(line for seq, line in self._unconfirmed if seq > self._synced_seq)
+            lines = b"".join(line for seq, line in self._unconfirmed if seq > self._syncing.reached)
             try:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()

@@ -14,14 +14,27 @@ import contextlib
 import json
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from ledger.errors import LedgerError
-from ledger.files import check_file_system, make_private_folder, open_private, replace_file, sync_folder
+from ledger.files import (
+    check_file_system,
+    make_private_folder,
+    open_private,
+    read_private,
+    replace_file,
+    sync_folder,
+    warn_of_readers,
+)
 from ledger.manifest import read_manifest
 
 EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")
+NO_SEGMENT = "events/date=1970-01-01/empty.parquet"  # has all columns and no rows
+UNFINISHED_S = 60.0
+_FOLDERS = ("journals", "events", "events/date=1970-01-01")
+_LAID_OUT = ("ledger.id", "ledger.sql", "journals/empty.jsonl", NO_SEGMENT)
 
 
 class Identity(NamedTuple):
@@ -31,25 +44,56 @@ class Identity(NamedTuple):
     prompt_key: bytes
 
 
-def lay_out(path: Path) -> Identity:
-    """Make what a ledger's folder must have, and read who it is. All of it may exist already."""
+def lay_out(path: Path, *, temporary: bool = False) -> Identity:
+    """Make what a ledger's folder must have, and read who it is. All of it may exist already.
+
+    `temporary`: that it goes soon is known, and nothing to warn of. Raises LedgerError, before anything
+    is made, where the file system is unsuitable; for a symlink in it; where it cannot be written.
+    """
+    if not temporary:
+        check_file_system(path)
     make_private_folder(path)
-    check_file_system(path)
-    nothing_sealed = path / "events" / "date=1970-01-01"
-    for folder in (path / "journals", path / "events", nothing_sealed):
-        make_private_folder(folder)
+    for folder in _FOLDERS:
+        make_private_folder(path / folder)
+    if not temporary:
+        warn_of_readers(path)
     try:
+        refuse_symlinks(path)
+        _remove_unfinished(path)
         identity = _identity_of(path)
-        for file, content in (
-            (path / "journals" / "empty.jsonl", b""),
-            (nothing_sealed / "empty.parquet", EMPTY_SEGMENT.read_bytes()),
-            (path / "ledger.sql", _ledger_sql(path)),
+        for name, content in (
+            ("journals/empty.jsonl", b""),
+            (NO_SEGMENT, EMPTY_SEGMENT.read_bytes()),
+            ("ledger.sql", _ledger_sql(path)),
         ):
+            file = path / name
             if not file.exists() or file.read_bytes() != content:
                 replace_file(file, content)
     except OSError as error:
         raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}: {error.filename}") from error
     return identity
+
+
+def refuse_symlinks(path: Path) -> None:
+    """Raise LedgerError where something in a ledger is a symlink: it may lead anywhere, tomorrow too.
+
+    Segments are looked at when they are read.
+    """
+    for folder in (path, path / "journals", path / "events"):
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            link = next((entry.path for entry in entries if entry.is_symlink()), None)
+            if link:
+                raise LedgerError(f"{link} is a symlink; put what it names in its place")
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what processes that died while they laid the ledger out have left."""
+    for name in _LAID_OUT:
+        file = path / name
+        for leftover in file.parent.glob(f"{file.name}.*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime > UNFINISHED_S:  # else it may be about to be used
+                    leftover.unlink()
 
 
 def _ledger_sql(path: Path) -> bytes:
@@ -67,16 +111,18 @@ def _identity_of(path: Path) -> Identity:
         ledger_id = batches[0].ledger_id if batches else secrets.token_hex(16)
         proposal = path / f"ledger.id.{secrets.token_hex(4)}.tmp"
         fd = open_private(proposal, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(fd, "w") as stream:
-            json.dump({"ledger_id": ledger_id, "prompt_key": secrets.token_hex(32)}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(proposal, file)
-        proposal.unlink()
+        try:
+            with os.fdopen(fd, "w") as stream:
+                json.dump({"ledger_id": ledger_id, "prompt_key": secrets.token_hex(32)}, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(proposal, file)
+        finally:
+            proposal.unlink()
         sync_folder(path)
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_private(file))
         return Identity(content["ledger_id"], bytes.fromhex(content["prompt_key"]))
     except (ValueError, KeyError, TypeError) as error:
         raise LedgerError(f"{file} is damaged; put the ledger's own back, or remove it: {error!r}") from error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import uuid_utils
 from pydantic import BaseModel
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from ledger.request_log import RequestLog
 
 __all__ = ["Drive", "Pace", "Request", "Target", "new_id"]
+
+OnLedgerError = Literal["raise", "warn"]
 
 _log = logging.getLogger("router")
 _UNKNOWN = Cost(None, None)
@@ -74,11 +76,13 @@ class Drive:
         request: Request,
         targets: Sequence[Target],
         pace: Pace,
+        on_ledger_error: OnLedgerError = "raise",
     ) -> None:
         self._ledger = ledger
         self._request = request
         self._targets = list(targets)
         self._pace = pace
+        self._must_record = on_ledger_error == "raise"
         self._began = pace.clock()
         self._prepared: dict[str, Prepared] = {}  # by tier
         self._log: RequestLog | None = None
@@ -254,13 +258,23 @@ class Drive:
             self._in_flight, self._log = False, None
             log.append(*events)
         except Exception as error:
-            raise UnrecordedAnswer(
-                f"the answer to request {self._request.request_id} came, but could not be recorded: {error};"
-                " it is in this error's response",
-                request_id=self._request.request_id,
-                response=response,
-            ) from error
+            if self._must_record:
+                raise UnrecordedAnswer(
+                    f"the answer to request {self._request.request_id} came, but could not be recorded:"
+                    f" {error}; it is in this error's response",
+                    request_id=self._request.request_id,
+                    response=response,
+                ) from error
+            self._warn_of_delay("the answer to", error)
         return response
+
+    def _warn_of_delay(self, what: str, error: Exception) -> None:
+        _log.warning(
+            "%s request %s is not on the books yet, and follows when they can be written: %s",
+            what,
+            self._request.request_id,
+            error,
+        )
 
     def _response(self, attempt: Attempt, answer: Answer) -> RouteResponse:
         return {
@@ -305,7 +319,12 @@ class Drive:
         self._in_flight = False
         if ends:
             self._log = None
-        log.append(*events)
+        try:
+            log.append(*events)
+        except LedgerError as error:
+            if self._must_record:
+                raise
+            self._warn_of_delay("a failed attempt of", error)
         _log.info("attempt %d on %s failed: %s", attempt.number, attempt.route.tier, failure)
 
     def _fall_back(self, attempt: Attempt, failure: ProviderError) -> Target:

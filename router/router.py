@@ -30,6 +30,7 @@ from router.types import RouteResponse
 
 if TYPE_CHECKING:
     from ledger.tracker import CostTracker
+    from router.drive import OnLedgerError
     from router.prepare import Target
 
 
@@ -62,6 +63,11 @@ class LLMRouter:
     `close()`; given ones stay open. Thread-safe. `catalog` maps tiers to (model, provider) and
     is read at each call; it wins over bughive.toml. `max_retries`: further attempts on a tier
     after the first; without it as the tier is set, else as its client is.
+
+    `on_ledger_error`: what becomes of an answer that came and cannot be recorded, as on a full disk.
+    "raise" raises UnrecordedAnswer, with the answer in its `response`; "warn" returns it with a log
+    line. Either way its events wait in this process and are written as soon as that is possible. A
+    request that cannot be recorded before it is sent is refused, whatever is set here.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class LLMRouter:
         *,
         catalog: Catalog | None = None,
         max_retries: int | None = None,
+        on_ledger_error: OnLedgerError = "raise",
         backoff: wait_base = BACKOFF,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -86,6 +93,9 @@ class LLMRouter:
         self._max_retries = (
             None if max_retries is None else whole_number("max_retries", max_retries, at_least=0)
         )
+        if on_ledger_error not in ("raise", "warn"):
+            raise InvalidRequest(f"on_ledger_error must be raise or warn, not {on_ledger_error!r}")
+        self._on_ledger_error: OnLedgerError = on_ledger_error
         self._backoff = backoff
         self._sleep = sleep
         self._clock = clock
@@ -176,7 +186,8 @@ class LLMRouter:
         targets[0].client.require_key()
         request = drive.Request(drive.new_id(), session_id, asked.task, tags, tier, _budget(budget_usd))
         pace = drive.Pace(seconds("deadline_s", deadline_s), self._backoff, self._sleep, self._clock)
-        _, response = drive.Drive(self.tracker.ledger, request, targets, pace).answer()
+        books = self.tracker.ledger
+        _, response = drive.Drive(books, request, targets, pace, self._on_ledger_error).answer()
         return response
 
     def _target(self, tier: str, asked: _Asked, timeout_s: float | None) -> Target:
