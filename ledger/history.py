@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ledger.files import read_private
 from ledger.lines import journal_ids, merged_lines, parsed, part_paths, read_story
 from ledger.manifest import coverage, read_manifest
 from ledger.state import FOLDED
@@ -23,7 +24,7 @@ def all_runs(path: Path) -> Iterator[tuple[str, Run]]:
     folder = path / "journals"
     journals = {
         journal_id: merged_lines(
-            (part, read_story(part.read_bytes(), journal_id)) for part in part_paths(folder, journal_id)
+            (part, read_story(read_private(part), journal_id)) for part in part_paths(folder, journal_id)
         )
         for journal_id in journal_ids(folder)
     }

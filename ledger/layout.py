@@ -60,6 +60,7 @@ def lay_out(path: Path, *, temporary: bool = False) -> Identity:
     try:
         refuse_symlinks(path)
         _remove_unfinished(path)
+        _sync_place(path)
         identity = _identity_of(path)
         for name, content in (
             ("journals/empty.jsonl", b""),
@@ -84,6 +85,18 @@ def refuse_symlinks(path: Path) -> None:
             link = next((entry.path for entry in entries if entry.is_symlink()), None)
             if link:
                 raise LedgerError(f"{link} is a symlink; put what it names in its place")
+
+
+def _sync_place(path: Path) -> None:
+    """Make sure that the ledger is found again: whoever made its folders may have died before his sync.
+
+    Before ledger.id is there: who finds that finds a ledger whose place above it is durable.
+    """
+    sync_folder(path)
+    if not (path / "ledger.id").exists():
+        for folder in path.parents:
+            with contextlib.suppress(PermissionError):  # not ours to read, so not ours to have made
+                sync_folder(folder)
 
 
 def _remove_unfinished(path: Path) -> None:

@@ -97,7 +97,7 @@ class Ledger:
         self._state_lock = threading.Lock()  # state.db
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         try:
-            self._identity = lay_out(path)
+            self._identity = lay_out(path, temporary=temporary)
             self._today = clock().date()
             with self._state() as state:
                 self._derive_if_new(state)

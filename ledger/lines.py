@@ -22,6 +22,7 @@ from pydantic_core import from_json
 
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import SCHEMA_VERSION, plain_text, rfc3339
+from ledger.files import read_private
 
 CHECK_BYTES = len(',"check":"0123456789abcdef"}')
 
@@ -119,7 +120,7 @@ def read_story(data: bytes, journal_id: str) -> Story:
 
 
 def read_parts(
-    folder: Path, journal_id: str, read: Callable[[Path], bytes] = Path.read_bytes
+    folder: Path, journal_id: str, read: Callable[[Path], bytes] = read_private
 ) -> list[tuple[Path, Story]]:
     """What each part of a journal says, in the order they were written.
 

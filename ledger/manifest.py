@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ledger.errors import DamagedLedger
-from ledger.files import open_private, sync_data, sync_folder, write_all
+from ledger.files import open_private, read_private, sync_data, sync_folder, write_all
 from ledger.lines import read_line, refuse_newer, sealed_line
 
 MANIFEST = "manifest.jsonl"
@@ -54,7 +54,7 @@ def read_manifest(ledger_path: Path) -> tuple[list[Batch], int]:
     """
     path = ledger_path / MANIFEST
     try:
-        data = path.read_bytes()
+        data = read_private(path)
     except FileNotFoundError:
         return [], 0
     batches: list[Batch] = []

@@ -81,7 +81,7 @@ def recover(
             continue
         if found:
             recovered.append(found)
-    _remove_leftovers(ledger_path)
+    _remove_unborn(folder)
     return recovered
 
 
@@ -245,16 +245,14 @@ def _failed(received: Mapping[str, Any], last_attempt: Mapping[str, Any] | None)
     )
 
 
-def _remove_leftovers(ledger_path: Path) -> None:
-    """Remove files that never got their name: their process died before anything relied on them."""
-    for pattern in ("*.tmp", "journals/*.tmp", "events/date=1970-01-01/*.tmp"):
-        for leftover in ledger_path.glob(pattern):
-            first = part_path(leftover.parent, leftover.name.split(".")[0], 1)
-            if first.name != "empty.jsonl" and first.exists():
-                continue  # the next part of a journal: its own recovery removes it
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - leftover.stat().st_mtime < YOUNG_S:
-                    continue  # its process may be about to lock and name it
-                with locked(leftover) as fd:
-                    if fd is not None:
-                        leftover.unlink()
+def _remove_unborn(folder: Path) -> None:
+    """Remove journals that never got their name: their process died before writing anything else."""
+    for leftover in folder.glob("*.tmp"):
+        if part_path(folder, leftover.name.split(".")[0], 1).exists():
+            continue  # the next part of a journal: its own recovery removes it
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime < YOUNG_S:
+                continue  # its process may be about to lock and name it
+            with locked(leftover) as fd:
+                if fd is not None:
+                    leftover.unlink()

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ledger.errors import DamagedLedger, LedgerError
-from ledger.files import locked, only_one, open_private, sync_data
+from ledger.files import locked, only_one, open_private, sync_data, sync_folder
 from ledger.history import all_runs
 from ledger.journal import Clock
 from ledger.lines import journal_ids, merged_lines, parsed, part_path, part_paths, read_parts, refuse_gap
@@ -115,6 +115,9 @@ def _listed_batches(ledger_path: Path) -> tuple[list[Batch], int]:
         os.truncate(manifest, good_bytes)  # a torn last line: its segment is an orphan now
     listed = len(batches)
     while orphan := _orphan_after(ledger_path, batches):
+        folder = (ledger_path / orphan.file).parent
+        sync_folder(folder)  # its sealer may have died before it had
+        sync_folder(folder.parent)
         list_batch(ledger_path, orphan)
         batches.append(orphan)
     return batches, len(batches) - listed
@@ -269,8 +272,11 @@ def _remove_covered(ledger_path: Path, batches: Sequence[Batch], state: State, n
     for journal_id in removable:
         with locked(part_path(folder, journal_id, 1)) as fd:
             if fd is not None:
-                for path in reversed(part_paths(folder, journal_id)):
+                first, *more = part_paths(folder, journal_id)
+                for path in reversed(more):
                     path.unlink()
+                    sync_folder(folder)  # the first goes last, after a power loss too: it tells of the others
+                first.unlink()
                 removed.append(journal_id)
     return removed
 
