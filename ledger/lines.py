@@ -24,6 +24,7 @@ from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import SCHEMA_VERSION, plain_text, rfc3339
 from ledger.files import read_private
 
+_MOMENT = b'"occurred_at":"'
 CHECK_BYTES = len(',"check":"0123456789abcdef"}')
 
 
@@ -117,6 +118,25 @@ def read_story(data: bytes, journal_id: str) -> Story:
         ends_whole=good < len(found),
         damage=f"{broken} whole lines out of sequence or behind a broken one" if broken else None,
     )
+
+
+class Line(NamedTuple):
+    """A whole line of a journal, without its newline, and what of it decides where it is sealed."""
+
+    seq: int
+    occurred_at: str
+    text: bytes
+
+    @classmethod
+    def of(cls, seq: int, text: bytes) -> Line:
+        """The line of that number."""
+        begin = text.index(_MOMENT) + len(_MOMENT)
+        return cls(seq, text[begin : text.index(b'"', begin)].decode(), text)
+
+    @property
+    def date(self) -> str:
+        """The UTC day it was stamped."""
+        return self.occurred_at[:10]
 
 
 def read_parts(

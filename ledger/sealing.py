@@ -19,17 +19,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.files import locked, only_one, open_private, sync_data, sync_folder
 from ledger.history import all_runs
 from ledger.journal import Clock
-from ledger.lines import journal_ids, merged_lines, parsed, part_path, part_paths, read_parts, refuse_gap
+from ledger.lines import Line, journal_ids, merged_lines, part_path, part_paths, read_parts, refuse_gap
 from ledger.manifest import MANIFEST, Batch, coverage, list_batch, read_manifest
 from ledger.recovery import Recovered, recover
-from ledger.segments import EventRow, batch_of_segment, event_table, sealed_events, write_segment
+from ledger.segments import batch_of_segment, sealed_events, table_of_lines, write_segment
 from ledger.state import State
 
 _log = logging.getLogger("ledger")
@@ -137,12 +138,12 @@ def _orphan_after(ledger_path: Path, batches: Sequence[Batch]) -> Batch | None:
 
 def _unsealed(
     ledger_path: Path, covered: Mapping[str, int]
-) -> tuple[dict[str, list[EventRow]], list[DamagedLedger]]:
+) -> tuple[dict[str, list[Line]], list[DamagedLedger]]:
     """Per journal the whole lines after what is covered, in order, on disk for certain.
 
     A damaged journal is left out, and what is wrong with it given: it does not keep others from being sealed.
     """
-    pending: dict[str, list[EventRow]] = {}
+    pending: dict[str, list[Line]] = {}
     damaged: list[DamagedLedger] = []
     folder = ledger_path / "journals"
     for journal_id in journal_ids(folder):
@@ -155,7 +156,7 @@ def _unsealed(
             continue
         last = max(lines, default=0)
         if last >= first:
-            pending[journal_id] = [parsed(lines[seq]) for seq in range(first, last + 1)]
+            pending[journal_id] = [Line.of(seq, lines[seq]) for seq in range(first, last + 1)]
     return pending, damaged
 
 
@@ -163,7 +164,7 @@ def _seal_runs(
     ledger_path: Path,
     ledger_id: str,
     batches: Sequence[Batch],
-    pending: dict[str, list[EventRow]],
+    pending: dict[str, list[Line]],
     clock: Clock,
 ) -> list[Batch]:
     new: list[Batch] = []
@@ -193,22 +194,17 @@ def _synced_content(path: Path) -> bytes:
         os.close(fd)
 
 
-def next_batch(pending: Mapping[str, Sequence[EventRow]]) -> tuple[str, dict[str, list[EventRow]]]:
+def next_batch(pending: Mapping[str, Sequence[Line]]) -> tuple[str, dict[str, list[Line]]]:
     """The earliest date that is next in any journal, and each journal's leading run of that date; pure.
 
     Runs are leading runs, so that what is covered of a journal is always a prefix of it: a clock
     that steps back costs a further segment, never a hole. At most ROWS_PER_SEGMENT events.
     """
-    date = min(_date_of(events[0]) for events in pending.values())
-    runs: dict[str, list[EventRow]] = {}
+    date = min(lines[0].date for lines in pending.values())
+    runs: dict[str, list[Line]] = {}
     room = ROWS_PER_SEGMENT
-    for journal_id, events in pending.items():
-        run: list[EventRow] = []
-        for event in events[:room]:
-            if _date_of(event) != date:
-                break
-            run.append(event)
-        if run:
+    for journal_id, lines in pending.items():
+        if run := list(takewhile(lambda line: line.date == date, lines[:room])):
             runs[journal_id] = run
             room -= len(run)
         if not room:
@@ -216,31 +212,29 @@ def next_batch(pending: Mapping[str, Sequence[EventRow]]) -> tuple[str, dict[str
     return date, runs
 
 
-def _date_of(event: Mapping[str, Any]) -> str:
-    return str(event["occurred_at"])[:10]
-
-
 def _write_runs(
     ledger_path: Path,
     ledger_id: str,
     date: str,
-    runs: Mapping[str, Sequence[EventRow]],
+    runs: Mapping[str, Sequence[Line]],
     previous: Batch | None,
     now: datetime,
 ) -> Batch:
-    rows = [event for run in runs.values() for event in run]
+    lines = [line for run in runs.values() for line in run]
+    moments = [line.occurred_at for line in lines]
+    table = table_of_lines([line.text for line in lines])
     footer = {
         "batch": previous.batch + 1 if previous else 1,
         "ledger_id": ledger_id,
-        "rows": len(rows),
+        "rows": len(lines),
         "previous_sha256": previous.sha256 if previous else None,
-        "covers": {journal_id: run[-1]["seq"] for journal_id, run in runs.items()},
-        "first_at": min(event["occurred_at"] for event in rows),
-        "last_at": max(event["occurred_at"] for event in rows),
+        "covers": {journal_id: run[-1].seq for journal_id, run in runs.items()},
+        "first_at": min(moments),
+        "last_at": max(moments),
         "sealed_at": now.isoformat(),
-        "schema_version": max(event["schema_version"] for event in rows),
+        "schema_version": max(table["schema_version"].to_pylist()),
     }
-    return write_segment(ledger_path, date, event_table(rows), footer)
+    return write_segment(ledger_path, date, table, footer)
 
 
 def _index_sessions(ledger_path: Path, batches: Sequence[Batch], state: State) -> None:

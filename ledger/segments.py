@@ -119,3 +119,10 @@ def sealed_events(ledger_path: Path, batches: Iterable[Batch], journal_id: str) 
             rows.extend(table.to_pylist(maps_as_pydicts="strict"))
     rows.sort(key=lambda row: int(row["seq"]))
     return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
+
+def table_of_lines(lines: Sequence[bytes]) -> pa.Table:
+    """Events as journals' lines hold them, as an Arrow table of the ledger's schema."""
+    from ledger.lines import parsed
+
+    return event_table([parsed(line) for line in lines])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ledger import Ledger, manifest, sealing, segments
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.files import open_private, try_lock
+from ledger.lines import Line
 from ledger.manifest import Batch, coverage, read_manifest
 from ledger.sealing import next_batch
 from ledger.segments import batch_of_segment
@@ -106,12 +107,12 @@ EVENTS = st.lists(st.sampled_from(["2026-01-01", "2026-01-02", "2026-01-03"]), m
 def test_what_is_covered_of_a_journal_is_always_a_prefix_of_it(
     journals: dict[str, list[str]], room: int
 ) -> None:
-    pending: dict[str, list[dict[str, Any]]] = {
-        name: [{"seq": seq, "occurred_at": f"{date}T00:00:00Z"} for seq, date in enumerate(dates, start=1)]
+    pending = {
+        name: [Line(seq, f"{date}T00:00:00Z", b"") for seq, date in enumerate(dates, start=1)]
         for name, dates in journals.items()
         if dates
     }
-    expected = {name: [event["seq"] for event in events] for name, events in pending.items()}
+    expected = {name: [line.seq for line in lines] for name, lines in pending.items()}
     covered: dict[str, list[int]] = {name: [] for name in pending}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sealing, "ROWS_PER_SEGMENT", room)
@@ -119,8 +120,8 @@ def test_what_is_covered_of_a_journal_is_always_a_prefix_of_it(
             date, runs = next_batch(pending)
             assert 0 < sum(map(len, runs.values())) <= room
             for name, run in runs.items():
-                assert {event["occurred_at"][:10] for event in run} == {date}
-                covered[name] += [event["seq"] for event in run]
+                assert {line.date for line in run} == {date}
+                covered[name] += [line.seq for line in run]
                 del pending[name][: len(run)]
             pending = {name: events for name, events in pending.items() if events}
     assert covered == expected
