@@ -72,8 +72,14 @@ def _open_or_make(path: Path, flags: int) -> int:
 
 def read_private(path: Path) -> bytes:
     """A file's bytes as of now. Raises LedgerError for a symlink, else OSError."""
-    with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
-        return file.read()
+    fd = open_private(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size
+        return b"".join(iter(lambda: os.read(fd, max(size, 65_536)), b""))
+    except IsADirectoryError as error:
+        raise IsADirectoryError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -86,7 +92,8 @@ def write_all(fd: int, data: bytes) -> None:
 def make_private_folder(folder: Path) -> None:
     """A folder of the ledger, and what is missing above it: 0700 where it is made, whatever the umask.
 
-    What is there keeps its mode. Raises LedgerError for a file or a symlink in its place.
+    What is there keeps its mode. To be sure of its name, sync the folder above it. Raises LedgerError
+    for a file or a symlink in its place.
     """
     try:
         for missing in reversed([place for place in (folder, *folder.parents) if not place.exists()]):
@@ -104,11 +111,10 @@ def make_private_folder(folder: Path) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """One folder, whose parent is there; durable on return. Another process may have made it meanwhile."""
+    """One folder, whose parent is there. Another process may have made it meanwhile."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
         os.chmod(folder, 0o700)
-        sync_folder(folder.parent)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -115,6 +115,11 @@ class Journal:
         """Requests whose end has not been stamped."""
         return self._tail.open_requests
 
+    @property
+    def has_queue(self) -> bool:
+        """Whether stamped lines wait for the disk."""
+        return bool(self._tail.queue)
+
     def append(
         self,
         events: Sequence[BaseModel],

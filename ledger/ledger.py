@@ -92,6 +92,7 @@ class Ledger:
         self._sealer: subprocess.Popen[bytes] | None = None
         self._journals: dict[Journal, int] = {}  # this process's, with the requests that lease them
         self._current: Journal | None = None
+        self._some_wait = False  # lines of these journals, for the disk
         self._open_state: State | None = None
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
@@ -130,7 +131,11 @@ class Ledger:
         "process-crash" when the kernel has it. Ends what dead processes left open. Raises LedgerError
         where the path is not a folder this process can use, SettingsError for a broken bughive.toml.
         """
-        settings = Settings.load()
+        try:
+            settings = Settings.load()
+            prices = prices or PriceBook.load(settings.prices)
+        except OSError as error:
+            raise LedgerError(f"the ledger cannot be opened: {error}") from error
         chosen = durability or settings.durability
         if chosen not in ("power-loss", "process-crash"):
             raise LedgerError(f"durability must be power-loss or process-crash, not {chosen!r}")
@@ -138,7 +143,7 @@ class Ledger:
             Path(path) if path is not None else settings.ledger_path,
             durability=chosen,
             clock=clock,
-            prices=prices or PriceBook.load(settings.prices),
+            prices=prices,
             auto_seal=auto_seal,
         )
 
@@ -337,6 +342,8 @@ class Ledger:
 
     def journal_appended(self, journal: Journal, occurred_at: datetime) -> None:
         """What need not be done at each append: tell state.db, rotate, seal a day that is over."""
+        if self._some_wait:  # for the disk, which has just taken something
+            self._write_what_waits()
         if journal.seq >= journal.apply_at_seq:
             journal.apply_at_seq = (
                 journal.seq + APPLY_AT_EVENTS
@@ -355,6 +362,23 @@ class Ledger:
             if rotated or new_day:
                 self._start_sealer()
 
+    def journal_waits(self) -> None:
+        """Lines of a journal wait for the disk: they are written after the next append that succeeds."""
+        self._some_wait = True
+
+    def _write_what_waits(self) -> None:
+        self._some_wait = False
+        for journal in self._own_journals():
+            try:
+                journal.flush()
+            except LedgerError:
+                self._some_wait = not journal.is_lost
+                continue
+            with self._lock:
+                drained = journal is not self._current and self._journals.get(journal) == 0
+            if drained:
+                self._drop(journal)
+
     def request_ended(self, journal: Journal) -> None:
         """Give a leased journal back; one that was rotated out is closed with its last request."""
         with self._lock:
@@ -367,6 +391,8 @@ class Ledger:
 
     def _drop(self, journal: Journal) -> None:
         with self._lock:
+            if journal.has_queue and not journal.is_lost:
+                return  # what happened is kept until it can be written
             if self._journals.pop(journal, None) is None:
                 return
         self._close_journal(journal, "rotated")

@@ -83,6 +83,7 @@ class RequestLog:
             else:  # it has happened: kept, whatever the disk says
                 occurred_at = self._journal.append(events, must_keep=True)
         except BaseException:
+            self._ledger.journal_waits()
             if ends or starting or not self._begun:
                 self._end()
             raise

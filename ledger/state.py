@@ -196,10 +196,14 @@ class State:
             raise LedgerError(f"{path} cannot be used: {error.strerror}; see what stands there") from error
         with self.told():
             self._db = apsw.Connection(str(path))
-            self._db.set_busy_handler(self._wait_a_millisecond)
-            self._use_wal()
-            if self._db.pragma("user_version") != STATE_VERSION:
-                self._create()
+            try:
+                self._db.set_busy_handler(self._wait_a_millisecond)
+                self._use_wal()
+                if self._db.pragma("user_version") != STATE_VERSION:
+                    self._create()
+            except BaseException:
+                self._db.close()
+                raise
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
