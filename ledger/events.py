@@ -34,7 +34,6 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerialize
 
 from ledger.money import MONEY_PLACES
 
-SCHEMA_VERSION = 1
 STAMP_FIELDS = ("journal_id", "seq", "schema_version", "occurred_at")
 
 ErrorType = Literal[

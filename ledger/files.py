@@ -188,6 +188,18 @@ def only_one(path: Path, wait_s: float, doing: str) -> Iterator[None]:
         os.close(fd)
 
 
+def refuse_symlinks(path: Path) -> None:
+    """Raise LedgerError where something in a ledger is a symlink: it may lead anywhere, tomorrow too.
+
+    Segments are looked at when they are read.
+    """
+    for folder in (path, path / "journals", path / "events"):
+        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            link = next((entry.path for entry in entries if entry.is_symlink()), None)
+            if link:
+                raise LedgerError(f"{link} is a symlink; put what it names in its place")
+
+
 def check_file_system(folder: Path) -> None:
     """Refuse a file system whose locks or syncs cannot be relied on; warn where nothing survives a reboot.
 

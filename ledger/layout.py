@@ -24,14 +24,15 @@ from ledger.files import (
     make_private_folder,
     open_private,
     read_private,
+    refuse_symlinks,
     replace_file,
     sync_folder,
     warn_of_readers,
 )
 from ledger.manifest import read_manifest
+from ledger.schema import NO_SEGMENT
 
 EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")
-NO_SEGMENT = "events/date=1970-01-01/empty.parquet"  # has all columns and no rows
 UNFINISHED_S = 60.0
 _FOLDERS = ("journals", "events", "events/date=1970-01-01")
 _LAID_OUT = ("ledger.id", "ledger.sql", "journals/empty.jsonl", NO_SEGMENT)
@@ -73,18 +74,6 @@ def lay_out(path: Path, *, temporary: bool = False) -> Identity:
     except OSError as error:
         raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}: {error.filename}") from error
     return identity
-
-
-def refuse_symlinks(path: Path) -> None:
-    """Raise LedgerError where something in a ledger is a symlink: it may lead anywhere, tomorrow too.
-
-    Segments are looked at when they are read.
-    """
-    for folder in (path, path / "journals", path / "events"):
-        with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-            link = next((entry.path for entry in entries if entry.is_symlink()), None)
-            if link:
-                raise LedgerError(f"{link} is a symlink; put what it names in its place")
 
 
 def _sync_place(path: Path) -> None:

@@ -21,8 +21,9 @@ from pydantic import BaseModel
 from pydantic_core import from_json
 
 from ledger.errors import DamagedLedger, LedgerError
-from ledger.events import SCHEMA_VERSION, plain_text, rfc3339
+from ledger.events import plain_text, rfc3339
 from ledger.files import read_private
+from ledger.schema import SCHEMA_VERSION
 
 _MOMENT = b'"occurred_at":"'
 CHECK_BYTES = len(',"check":"0123456789abcdef"}')

@@ -15,13 +15,16 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import resource
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ledger.errors import DamagedLedger, LedgerError, nearest
-from ledger.schema import COLUMNS, SQL_TYPES, TIER_ORDER, arrow_schema
+from ledger.files import refuse_symlinks
+from ledger.schema import COLUMNS, NO_SEGMENT, SCHEMA_VERSION, SQL_TYPES, TIER_ORDER, Column, arrow_schema
 
 if TYPE_CHECKING:
     import apsw
@@ -42,9 +45,10 @@ VIEWS = (  # each reads only those before it
     "in_doubt",
     "fallbacks",
 )
-NO_SEGMENT = "events/date=1970-01-01/empty.parquet"  # has all columns and no rows
 _STORED = ("events", "attempts", "requests")
 _FOLDER = Path(__file__).with_name("views")
+_HANDLES_AT_LEAST = 8
+_HANDLES_BESIDE_SEGMENTS = 64
 _SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
 
 
@@ -68,8 +72,15 @@ def connect(
     import duckdb
 
     root = existing_ledger(path)
+    if "\\" in str(root):
+        raise LedgerError(
+            f"DuckDB cannot list {root}, for the backslash in its name; rename that folder,"
+            " or read the ledger through a link without one"
+        )
+    _require_handles(root)
     connection = duckdb.connect(config=_config())
     try:
+        _read_ahead_less(connection)
         _set_time_zone(connection, tz)
         _set_variables(connection, root, session_id, allow_damage)
         _take_snapshot(connection, root)
@@ -101,6 +112,7 @@ def ledger_sql(path: str | Path) -> str:
             "set TimeZone = 'UTC';",
             f"set variable ledger_path = coalesce(getvariable('ledger_at'), {place});",
             f"set variable ledger_fields = {quoted(_fields())};",
+            f"set variable ledger_schema_version = {SCHEMA_VERSION};",
             "",
             _sql_file("snapshot"),
             *_view_statements(VIEWS),
@@ -162,8 +174,14 @@ def select_only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckD
 def existing_ledger(path: str | Path) -> Path:
     """The ledger's absolute path. Raises LedgerError where there is none; creates nothing."""
     root = Path(os.path.abspath(Path(path).expanduser()))
-    if root.is_dir() and (root / "journals").is_dir():
-        return root
+    try:
+        if root.is_dir() and (root / "journals").is_dir():
+            refuse_symlinks(root)
+            return root
+    except OSError as error:
+        raise LedgerError(
+            f"the ledger {root} cannot be read: {error.strerror}; see its permissions"
+        ) from error
     if not root.exists():
         raise LedgerError(f"there is no ledger at {path}; name its folder with --ledger or BUGHIVE_LEDGER")
     if not root.is_dir():
@@ -185,6 +203,28 @@ def view_sql(name: str) -> str:
 # the snapshot
 
 
+def _require_handles(root: Path) -> None:
+    """Room for a handle on each segment, as DuckDB opens them all; with none at all it ends the process.
+
+    Raises the soft limit of open files as far as the hard one lets it; LedgerError where that is too few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _HANDLES_BESIDE_SEGMENTS + sum(1 for _ in root.glob("events/date=*/*.parquet"))
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
+    probes: list[int] = []
+    try:
+        probes.extend(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_HANDLES_AT_LEAST))
+    except OSError as error:
+        raise LedgerError(
+            f"{root} cannot be read: {error.strerror}; raise the limit of open files (ulimit -n)"
+        ) from error
+    finally:
+        for probe in probes:
+            os.close(probe)
+
+
 def _config() -> dict[str, str | bool | int | float | list[str]]:
     spill = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"bughive-duckdb-{os.getpid()}")
     return {
@@ -192,6 +232,14 @@ def _config() -> dict[str, str | bool | int | float | list[str]]:
         "autoload_known_extensions": False,
         "temp_directory": spill,  # made only if needed, and never in the working directory
     }
+
+
+def _read_ahead_less(connection: duckdb.DuckDBPyConnection) -> None:
+    """From 2.0 on DuckDB reads ahead with eight threads, and holds some hundred segments open meanwhile."""
+    import duckdb
+
+    with contextlib.suppress(duckdb.CatalogException):  # older ones have no such setting, and no need of it
+        connection.execute("set async_threads = 1")
 
 
 def _set_time_zone(connection: duckdb.DuckDBPyConnection, tz: str) -> None:
@@ -209,6 +257,7 @@ def _set_variables(
 ) -> None:
     connection.execute("set variable ledger_path = ?", [str(root)])
     connection.execute("set variable ledger_fields = ?", [_fields()])
+    connection.execute("set variable ledger_schema_version = ?", [SCHEMA_VERSION])
     if allow_damage:
         connection.execute("set variable ledger_allow_damage = true")
     if session_id is None:
@@ -217,6 +266,7 @@ def _set_variables(
     if held := _batches_of_session(root, session_id):
         connection.execute("set variable ledger_batches = ?::bigint[]", [held.batches])
         connection.execute("set variable ledger_indexed_batch = ?", [held.indexed_batch])
+        connection.execute("set variable ledger_indexed_sha256 = ?", [held.indexed_sha256])
 
 
 def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
@@ -230,9 +280,10 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
             if not tries_left:
                 raise LedgerError(f"{root} cannot be read: {first_words(error)}") from error
         except duckdb.InvalidInputException as error:
-            raise DamagedLedger(
-                f"{root}/{first_words(error)}; restore it, or read around it with --allow-damage"
-            ) from error
+            reason = f"{root}/{first_words(error)}"
+            if reason.endswith(": update it"):  # as the snapshot words it; nothing is damaged
+                raise LedgerError(reason) from error
+            raise DamagedLedger(f"{reason}; restore it, or read around it with --allow-damage") from error
 
 
 def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_damage: bool) -> None:
@@ -272,9 +323,10 @@ def _check_manifest_end(connection: duckdb.DuckDBPyConnection, root: Path) -> No
 
 def _size_of(path: Path) -> int | None:
     try:
-        return path.stat().st_size
+        found = path.stat(follow_symlinks=False)
     except OSError:
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _segments_of(connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -311,30 +363,39 @@ def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
 
 
 class _Held(NamedTuple):
-    """The batches up to `indexed_batch` that hold a session; of later ones it is not known."""
+    """The batches up to `indexed_batch` that hold a session; of later ones it is not known.
+
+    `indexed_sha256` is that batch's: with another one in the manifest, this says nothing of it.
+    """
 
     batches: list[int]
     indexed_batch: int
+    indexed_sha256: str
 
 
 def _batches_of_session(root: Path, session_id: str) -> _Held | None:
     """Which batches to open; None where state.db does not say: then all are."""
 
     def ask(connection: apsw.Connection) -> _Held | None:
-        indexed_batch = _indexed_batch(connection)
+        indexed_batch, indexed_sha256 = _indexed_batch(connection), _meta(connection, "indexed_sha256")
+        if indexed_batch is None or indexed_sha256 is None:
+            return None
         found = connection.execute(
             "select batch from session_batches where session_id = ? order by batch", (session_id,)
         ).fetchall()
-        return (
-            None if indexed_batch is None else _Held([int(str(batch)) for (batch,) in found], indexed_batch)
-        )
+        return _Held([int(str(batch)) for (batch,) in found], indexed_batch, indexed_sha256)
 
     return _asked_of_state(root, ask)
 
 
 def _indexed_batch(connection: apsw.Connection) -> int | None:
-    indexed = connection.execute("select value from meta where key = 'indexed_batch'").get
-    return None if indexed is None else int(str(indexed))
+    indexed = _meta(connection, "indexed_batch")
+    return None if indexed is None else int(indexed)
+
+
+def _meta(connection: apsw.Connection, key: str) -> str | None:
+    found = connection.execute("select value from meta where key = ?", (key,)).get
+    return None if found is None else str(found)
 
 
 def _asked_of_state(root: Path, ask: Callable[[apsw.Connection], _T | None]) -> _T | None:
@@ -392,13 +453,29 @@ def _view_statement(name: str, kind: str = "view") -> str:
 
 @cache
 def _fields() -> str:
-    """An event as the JSON struct that DuckDB's from_json takes."""
-    return json.dumps({column.name: SQL_TYPES[column.kind] for column in COLUMNS})
+    """An event, but for its identity."""
+    return json_struct([column for column in COLUMNS if column.name not in ("journal_id", "seq")])
+
+
+def json_struct(columns: Iterable[Column]) -> str:
+    """Columns as the JSON struct that DuckDB's from_json takes."""
+    return json.dumps({column.name: SQL_TYPES[column.kind] for column in columns})
 
 
 def quoted(text: str) -> str:
     """A text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+@contextlib.contextmanager
+def told(path: str | Path) -> Iterator[None]:
+    """What DuckDB raises in the block, as where it cannot open a segment, becomes a LedgerError."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise LedgerError(f"{path} cannot be read: {first_words(error)}") from error
 
 
 def first_words(error: Exception) -> str:

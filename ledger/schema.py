@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
+SCHEMA_VERSION = 1
+NO_SEGMENT = "events/date=1970-01-01/empty.parquet"  # always there: all columns, no rows
 TIER_ORDER = ("ORCHESTRATOR", "REASONING", "CODING", "GENERAL", "FAST")  # as reports list them
 
 Kind = Literal["text", "count", "ratio", "flag", "usd", "moment", "tags"]

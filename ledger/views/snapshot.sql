@@ -1,70 +1,96 @@
 -- snapshot: one consistent reading of a ledger's folder, into temporary tables.
 --
--- Set beforehand:  ledger_path, the folder; ledger_fields, an event as a JSON struct.
--- May be set:      ledger_session, to read the events of one session alone, with ledger_batches,
---                  those that hold it, as known up to ledger_indexed_batch;
+-- Set beforehand:  ledger_path, the folder; ledger_fields, what follows journal_id and seq in an event,
+--                  as a JSON struct; ledger_schema_version, the newest that those fields are of.
+-- May be set:      ledger_session, to read the events of one session alone, with ledger_batches, those
+--                  that hold it, as known up to ledger_indexed_batch, whose hash is ledger_indexed_sha256;
 --                  ledger_allow_damage, to read what can be read of a ledger with holes.
 --
 -- The order matters. Journals come before the manifest: what is sealed in between is covered by
 -- then, and left out below. Segments are exactly those that the manifest names.
 
--- Whole lines: the check is right, and the journal is the one the file is named after. All else
--- (a torn end, most of all) is what recovery would cut away.
-create or replace temp table ledger_lines as
-with found as (
-    select parse_filename(filename) as file, json as line
-    from read_ndjson_objects(
-        regexp_replace(getvariable('ledger_path'), '([*?\[])', '[\1]', 'g') || '/journals/*.jsonl',
-        filename = true,
-        ignore_errors = true
+-- Whole lines are those whose check is right. All else (a torn end, most of all) is what recovery
+-- would cut away. Lines are read as text without a column delimiter, so that garbage of any length
+-- is but one more line that fails its check.
+create or replace temp macro ledger_as_pattern(path) as regexp_replace(path, '([*?\[])', '[\1]', 'g');
+create or replace temp macro ledger_whole_lines(paths, longest_bytes) as table
+    select file_index::bigint as file_index, parse_filename(filename) as file, line
+    from read_csv(
+        list_transform(paths, lambda path: ledger_as_pattern(path)),
+        columns = {'line': 'VARCHAR'},
+        delim = chr(1),
+        quote = '',
+        escape = '',
+        header = false,
+        auto_detect = false,
+        strict_mode = false,
+        ignore_errors = true,
+        max_line_size = longest_bytes,
+        buffer_size = 2 * longest_bytes,
+        hive_partitioning = false
     )
-    where right(json, 28) = ',"check":"' || left(md5(left(json, length(json) - 28)), 16) || '"}'
-),
-stamped as (
+    where ends_with(line, ',"check":"' || left(md5(encode(line)[:-29]), 16) || '"}');
+
+-- Of a journal's file count the lines of the journal that it is named after. A line of another
+-- session keeps its place in the sequence, without its event.
+set variable ledger_journals = (
+    select list(file) from glob(ledger_as_pattern(getvariable('ledger_path')) || '/journals/*.jsonl')
+);
+create or replace temp table ledger_lines as
+with headed as (
     select
+        file_index,
         file,
         line,
-        from_json(line, '{"journal_id": "VARCHAR", "seq": "BIGINT", "session_id": "VARCHAR"}') as stamp
-    from found
+        regexp_extract(
+            line,
+            '^\{"journal_id":"([^"]+)","seq":(\d+),"schema_version":(\d+),',
+            ['journal_id', 'seq', 'schema_version']
+        ) as head
+    from ledger_whole_lines(getvariable('ledger_journals'), 2097152)
 )
 select
-    file,
-    stamp.journal_id as journal_id,
-    stamp.seq as seq,
-    substr(line, -18, 16) as line_check,
-    case
-        when getvariable('ledger_session') is null or stamp.session_id = getvariable('ledger_session')
-        then line
-    end as line
-from stamped
-where split_part(file, '.', 1) = stamp.journal_id;
+    file_index,
+    hash(line) as line_hash,
+    head.journal_id as journal_id,
+    head.seq::bigint as seq,
+    unnest(from_json(
+        case
+            when
+                getvariable('ledger_session') is null
+                or json_extract_string(line, '$.session_id') = getvariable('ledger_session')
+            then line
+        end,
+        getvariable('ledger_fields')
+    ))
+from headed
+where case
+    when split_part(file, '.', 1) <> head.journal_id then false
+    when head.schema_version::bigint > getvariable('ledger_schema_version')::bigint then error(
+        'journals/' || file || ' holds events of schema ' || head.schema_version || ', written by a newer'
+        || ' bughive-costs; this one knows up to ' || getvariable('ledger_schema_version') || ': update it'
+    )::boolean
+    else true
+end;
 
 -- A ledger that was never sealed has no manifest. One segment may stand without its line: a sealer is
 -- at work, or died right there, and its events are still in the journals. More are a lost manifest.
 set variable ledger_segments_seen = (
     select count(*)
-    from glob(
-        regexp_replace(getvariable('ledger_path'), '([*?\[])', '[\1]', 'g') || '/events/date=*/*-????????.parquet'
-    )
+    from glob(ledger_as_pattern(getvariable('ledger_path')) || '/events/date=*/*-????????.parquet')
 );
 set variable ledger_manifests = (
     select [getvariable('ledger_path') || '/journals/empty.jsonl'] || coalesce(list(file), [])
-    from glob(regexp_replace(getvariable('ledger_path'), '([*?\[])', '[\1]', 'g') || '/manifest.jsonl')
+    from glob(ledger_as_pattern(getvariable('ledger_path')) || '/manifest.jsonl')
 );
 
 create or replace temp table ledger_manifest as
 with entries as (
-    select unnest(from_json(json, '{
+    select unnest(from_json(line, '{
         "batch": "BIGINT", "file": "VARCHAR", "rows": "BIGINT", "size_bytes": "BIGINT", "sha256": "VARCHAR",
-        "previous_sha256": "VARCHAR", "covers": "MAP(VARCHAR, BIGINT)",
+        "previous_sha256": "VARCHAR", "covers": "MAP(VARCHAR, BIGINT)", "schema_version": "BIGINT",
         "first_at": "TIMESTAMP WITH TIME ZONE", "last_at": "TIMESTAMP WITH TIME ZONE"}'))
-    from read_ndjson_objects(
-        list_transform(
-            getvariable('ledger_manifests'), lambda path: regexp_replace(path, '([*?\[])', '[\1]', 'g')
-        ),
-        ignore_errors = true
-    )
-    where right(json, 28) = ',"check":"' || left(md5(left(json, length(json) - 28)), 16) || '"}'
+    from ledger_whole_lines(getvariable('ledger_manifests'), 16777216)
 ),
 chained as (
     select *, lag(sha256) over (order by batch) as sha256_before from entries
@@ -72,6 +98,10 @@ chained as (
 select * exclude (sha256_before)
 from chained
 where case
+    when schema_version > getvariable('ledger_schema_version')::bigint then error(
+        'manifest.jsonl holds events of schema ' || schema_version || ', written by a newer'
+        || ' bughive-costs; this one knows up to ' || getvariable('ledger_schema_version') || ': update it'
+    )::boolean
     when coalesce(getvariable('ledger_allow_damage')::boolean, false) then true
     when previous_sha256 is distinct from sha256_before then error(
         'manifest.jsonl: batch ' || batch || ' (' || file || ') does not follow the line before it:'
@@ -94,7 +124,16 @@ set variable ledger_manifest_is_whole = (
     from ledger_manifest
 );
 
--- Where there is no segment to read, the one without rows stands in: it is always there.
+-- Which batches hold a session is known only from an index of this very chain: state.db may be older
+-- than the segments, or newer, where a backup of it came back. Where there is no segment to read, the
+-- one without rows stands in: it is always there.
+set variable ledger_index_holds = (
+    select count(*) > 0
+    from ledger_manifest
+    where
+        batch = getvariable('ledger_indexed_batch')::bigint
+        and sha256 = getvariable('ledger_indexed_sha256')
+);
 set variable ledger_segments = (
     select coalesce(
         list(getvariable('ledger_path') || '/' || file order by batch),
@@ -102,7 +141,7 @@ set variable ledger_segments = (
     )
     from ledger_manifest
     where
-        getvariable('ledger_batches') is null
+        not getvariable('ledger_index_holds')::boolean
         or batch > getvariable('ledger_indexed_batch')::bigint
         or list_contains(getvariable('ledger_batches')::bigint[], batch)
 );
@@ -110,37 +149,39 @@ set variable ledger_segments = (
 -- What segments cover of a journal is a prefix. What follows begins right after it and has no
 -- gap: a hole is an error, never skipped. A journal that was continued in a second file repeats
 -- lines there; each (journal_id, seq) counts once.
-create or replace temp table ledger_journal_events as
+create or replace temp table ledger_lines_left_out as
 with coverage as (
     select entry.key as journal_id, max(entry.value) as covered_seq
     from (select unnest(map_entries(covers)) as entry from ledger_manifest)
     group by entry.key
 ),
-unsealed as (
-    select ledger_lines.*, coalesce(covered_seq, 0) as covered_seq
-    from ledger_lines left join coverage using (journal_id)
-    where seq > coalesce(covered_seq, 0)
-),
 in_order as (
     select
-        *,
-        coalesce(lag(seq) over journal, covered_seq) as seq_before,
-        lag(line_check) over journal as check_before
-    from unsealed
+        ledger_lines.rowid as line_id,
+        file_index,
+        seq,
+        line_hash,
+        coalesce(covered_seq, 0) as covered_seq,
+        greatest(lag(seq) over journal, covered_seq, 0) as seq_before,
+        lag(line_hash) over journal as hash_before
+    from ledger_lines left join coverage using (journal_id)
     window journal as (partition by journal_id order by seq)
-),
-sound as (
-    select line
-    from in_order
-    where case
-        when coalesce(getvariable('ledger_allow_damage')::boolean, false) then seq > seq_before
-        when seq > seq_before + 1 then error(
-            'journals/' || file || ': seq ' || (seq_before + 1) || ' is missing or damaged, and whole lines follow'
-        )::boolean
-        when seq = seq_before and line_check <> check_before then error(
-            'journals/' || file || ': seq ' || seq || ' stands there twice, with different content'
-        )::boolean
-        else seq > seq_before
-    end
 )
-select unnest(from_json(line, getvariable('ledger_fields'))) from sound where line is not null;
+select line_id
+from in_order
+where case
+    when seq <= covered_seq or getvariable('ledger_allow_damage')::boolean then seq <= seq_before
+    when seq > seq_before + 1 then error(
+        'journals/' || parse_filename(getvariable('ledger_journals')[file_index + 1]) || ': seq '
+        || (seq_before + 1) || ' is missing or damaged, and whole lines follow'
+    )::boolean
+    when seq = seq_before and line_hash <> hash_before then error(
+        'journals/' || parse_filename(getvariable('ledger_journals')[file_index + 1]) || ': seq '
+        || seq || ' stands there twice, with different content'
+    )::boolean
+    else seq = seq_before
+end;
+
+delete from ledger_lines where rowid in (from ledger_lines_left_out);
+
+create or replace temp view ledger_journal_events as select * exclude (file_index, line_hash) from ledger_lines;
