@@ -38,6 +38,7 @@ from ledger.lines import (
     read_line,
     read_parts,
     refuse_gap,
+    refuse_newer,
     stamped_line,
 )
 from ledger.state import State
@@ -104,6 +105,8 @@ def _ends_closed(folder: Path, journal_id: str) -> bool:
     except (IndexError, FileNotFoundError):
         return True  # sealed and removed meanwhile
     record = None if end else read_line(last)
+    if record:
+        refuse_newer(folder / journal_id, record["schema_version"])
     return record is not None and record.get("event_type") == "journal_closed"
 
 
@@ -111,8 +114,9 @@ def _recover_journal(
     folder: Path, journal_id: str, state: State, clock: Clock, sealed_seq: int, load: SealedEvents
 ) -> Recovered | None:
     with locked(part_path(folder, journal_id, 1)) as fd:
-        if fd is None:
-            return None  # its writer lives, or another recovers it
+        if fd is None:  # its writer lives, or another recovers it
+            _refuse_newer_writer(part_path(folder, journal_id, 1))
+            return None
         parts = read_parts(folder, journal_id)
         events = _whole_story(parts, sealed_seq, lambda: load(journal_id))
         _mend_end(*parts[-1])
@@ -136,6 +140,13 @@ def _recover_journal(
     if found:
         _log.warning("ended journal %s: %d attempts abandoned", journal_id, found.abandoned_attempts)
     return found
+
+
+def _refuse_newer_writer(path: Path) -> None:
+    """Raise LedgerError where a living writer is of a newer version: what it writes cannot be read whole."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        if record := read_line(file.readline().rstrip(b"\n")):
+            refuse_newer(path, record["schema_version"])
 
 
 def _whole_story(

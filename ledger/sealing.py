@@ -30,7 +30,7 @@ from ledger.journal import Clock
 from ledger.lines import Line, journal_ids, merged_lines, part_path, part_paths, read_parts, refuse_gap
 from ledger.manifest import MANIFEST, Batch, coverage, list_batch, read_manifest
 from ledger.recovery import Recovered, recover
-from ledger.segments import batch_of_segment, sealed_events, table_of_lines, write_segment
+from ledger.segments import batch_of_segment, read_segment, sealed_events, table_of_lines, write_segment
 from ledger.state import State
 
 _log = logging.getLogger("ledger")
@@ -238,15 +238,13 @@ def _write_runs(
 
 
 def _index_sessions(ledger_path: Path, batches: Sequence[Batch], state: State) -> None:
-    import pyarrow.parquet as pq
-
     number, sha256 = state.indexed()
     if number and (number > len(batches) or batches[number - 1].sha256 != sha256):
         state.forget_index()  # of a state.db or a manifest that was put back from elsewhere
         number = 0
     for batch in batches[number:]:
-        column = pq.read_table(ledger_path / batch.file, columns=["session_id"], partitioning=None)
-        sessions = column.column(0).unique().drop_null().to_pylist()
+        column = read_segment(ledger_path / batch.file, ["session_id"]).column(0)
+        sessions = column.unique().drop_null().to_pylist()
         state.index_batch(batch.batch, batch.sha256, sessions)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ledger.errors import DamagedLedger
 from ledger.events import plain_text
-from ledger.files import make_private_folder, open_private, sync_data, sync_folder, write_all
-from ledger.manifest import Batch
+from ledger.files import make_private_folder, open_private, read_private, sync_data, sync_folder, write_all
+from ledger.lines import refuse_newer
+from ledger.manifest import Batch, batch_of
 from ledger.reader import first_words, json_struct, quoted
 from ledger.schema import COLUMNS, Kind, arrow_schema
 
@@ -48,16 +49,37 @@ def batch_of_segment(ledger_path: Path, path: Path) -> Batch:
     """What a segment's footer says of it, with its own size and hash."""
     import pyarrow.parquet as pq
 
-    data = path.read_bytes()
-    footer = (pq.read_metadata(path).metadata or {}).get(_FOOTER_KEY)
+    data = read_private(path)
+    with _told(path):
+        footer = (pq.read_metadata(path).metadata or {}).get(_FOOTER_KEY)
     if footer is None:
         raise DamagedLedger(f"{path} is not a segment of this ledger: it has no footer of ours")
-    return Batch(
-        **json.loads(footer),
-        file=str(path.relative_to(ledger_path)),
-        size_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+    told = json.loads(footer)
+    refuse_newer(path, told["schema_version"])
+    seen = {
+        "file": str(path.relative_to(ledger_path)),
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    return batch_of({**told, **seen})
+
+
+def read_segment(path: Path, columns: Sequence[str] | None, **options: Any) -> pa.Table:
+    """Columns of a segment, None: all; options as pyarrow's. DamagedLedger where that is no Parquet."""
+    import pyarrow.parquet as pq
+
+    with _told(path):
+        return pq.read_table(path, columns=columns, partitioning=None, **options)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DamagedLedger(f"{path} cannot be read: {error}; see bughive-costs verify") from error
 
 
 def write_segment(ledger_path: Path, date: str, table: pa.Table, footer: Mapping[str, Any]) -> Batch:
@@ -169,14 +191,11 @@ def parquet_bytes(table: pa.Table, footer: Mapping[str, Any] | None) -> bytes:
 
 def sealed_events(ledger_path: Path, batches: Iterable[Batch], journal_id: str) -> list[EventRow]:
     """A journal's sealed events in order, with Python's values; absent fields left out."""
-    import pyarrow.parquet as pq
-
     rows: list[EventRow] = []
+    of_journal = [("journal_id", "==", journal_id)]
     for batch in batches:
         if journal_id in batch.covers:
-            table = pq.read_table(
-                ledger_path / batch.file, partitioning=None, filters=[("journal_id", "==", journal_id)]
-            )
+            table = read_segment(ledger_path / batch.file, None, filters=of_journal)
             rows.extend(table.to_pylist(maps_as_pydicts="strict"))
     rows.sort(key=lambda row: int(row["seq"]))
     return [{name: value for name, value in row.items() if value is not None} for row in rows]

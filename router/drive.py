@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from tenacity.wait import wait_base
 
 from ledger.budgets import Hold, Limit
-from ledger.errors import BudgetError, LedgerError
+from ledger.errors import BudgetError, LedgerError, SettingsError
 from ledger.events import RequestReceived
 from ledger.money import total
 from router import books
@@ -188,7 +188,7 @@ class Drive:
         try:
             self._targets[0].client.require_key()
             self._prepared_for(self._targets[0])
-        except (MissingKey, InvalidRequest) as error:
+        except (MissingKey, InvalidRequest, SettingsError) as error:
             _log.warning("no fallback to %s: %s", self._targets[0].route.tier, error)
             self._targets.clear()
             return False
