@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint typecheck wheel bench clean
+.PHONY: help venv demo test torture lint typecheck wheel bench clean
 
 help:  ## show this
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,11 @@ demo: $(STAMP)  ## a crawl session through the router, and what it cost
 test: $(STAMP)  ## the tests, on all cores; more for pytest in ARGS="-k journal -x"
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
+MINUTES ?= 10
+
+torture: $(STAMP)  ## kill -9 whatever uses a ledger, for ten minutes (MINUTES=, SEED= and ROUND= of a failure)
+	@$(BIN)/python tests/torture.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
+
 lint: $(STAMP)  ## style and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -38,7 +43,7 @@ wheel: $(STAMP)  ## the wheel, in dist/
 	@rm -f build.log; ls dist/*.whl
 
 bench: $(STAMP)  ## the benchmarks
-	@for name in route import report messages; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	@for name in route import report messages ledger; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
 clean:  ## remove build results and caches; .venv and data/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from random import Random
 import uuid_utils
 
 from ledger import Ledger
+from ledger.events import RequestReceived
 from ledger.prices import Usage
 from router import books
 from router.books import Attempt, Request
@@ -65,10 +66,11 @@ def play(ledger: Ledger, clock: Clock, *, requests: int, seed: int) -> None:
         _play_one(ledger, clock, random, f"crawl_session_{session}")
 
 
-def _play_one(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> None:
+def first_attempt(ledger: Ledger, random: Random, session_id: str) -> tuple[RequestReceived, Attempt]:
+    """A request that is asked for now, and its first attempt: what a commit is made of."""
     task = random.choice(TASKS)
     route = ROUTES[TASK_MODEL_MAP[task]]
-    prices = ledger.prices.at(route.provider, route.model, clock())
+    prices = ledger.prices.at(route.provider, route.model, ledger.now())
     request = Request(uuid_utils.uuid7().hex, session_id, task, None, route.tier)
     call = Call([{"role": "user", "content": "…"}], max_tokens=random.choice((500, 1000, 2000, 4096)))
     prompt_bytes = int(random.lognormvariate(8, 1))
@@ -76,12 +78,17 @@ def _play_one(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> 
     received = books.received(request, prompt, ledger.prompt_hash(prompt), call)
     received = received.model_copy(update={"prompt_bytes": prompt_bytes})
     bound_usd = Decimal(prompt_bytes + 4 * call.max_tokens).scaleb(-6)
-    clock.pass_s(random.expovariate(5))
-    begun_at = clock()
-
     attempt = Attempt(
         request, uuid_utils.uuid7().hex, 1, route, call.max_tokens, bound_usd, prices, ledger.prices.hash
     )
+    return received, attempt
+
+
+def _play_one(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> None:
+    received, attempt = first_attempt(ledger, random, session_id)
+    route, prices = attempt.route, attempt.prices
+    clock.pass_s(random.expovariate(5))
+    begun_at = clock()
     log = ledger.begin(received, books.started(attempt))
     started_at = log.started_at
     if random.random() < RETRIED:
@@ -102,7 +109,7 @@ def _play_one(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> 
 
     latency_ms = random.lognormvariate(7.5, 0.7)
     clock.pass_s(latency_ms / 1000)
-    answer = _answer(random, route, prompt_bytes // 4, call.max_tokens)
+    answer = _answer(random, route, received.prompt_bytes // 4, attempt.max_tokens)
     cost = books.cost_of(answer, route, prices, ledger.prices, started_at)
     whole_ms = (clock() - begun_at).total_seconds() * 1000 + random.random()
     log.append(

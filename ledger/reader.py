@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -48,7 +47,6 @@ VIEWS = (  # each reads only those before it
 _STORED = ("events", "attempts", "requests")
 _FOLDER = Path(__file__).with_name("views")
 _HANDLES_AT_LEAST = 8
-_HANDLES_BESIDE_SEGMENTS = 64
 _SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
 
 
@@ -204,15 +202,7 @@ def view_sql(name: str) -> str:
 
 
 def _require_handles(root: Path) -> None:
-    """Room for a handle on each segment, as DuckDB opens them all; with none at all it ends the process.
-
-    Raises the soft limit of open files as far as the hard one lets it; LedgerError where that is too few.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _HANDLES_BESIDE_SEGMENTS + sum(1 for _ in root.glob("events/date=*/*.parquet"))
-    if soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
+    """Raise LedgerError where hardly a file can be opened: DuckDB would end the whole process."""
     probes: list[int] = []
     try:
         probes.extend(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_HANDLES_AT_LEAST))

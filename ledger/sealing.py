@@ -38,6 +38,7 @@ _log = logging.getLogger("ledger")
 SEAL_LOCK = "seal.lock"
 JOURNAL_REMOVED_AFTER_S = 60.0
 ROWS_PER_SEGMENT = 500_000
+_NICENESS = 10
 
 
 class Sealed(NamedTuple):
@@ -223,6 +224,10 @@ def _write_runs(
     lines = [line for run in runs.values() for line in run]
     moments = [line.occurred_at for line in lines]
     table = table_of_lines([line.text for line in lines])
+    if table["seq"].to_pylist() != [line.seq for line in lines]:
+        raise LedgerError(
+            f"sealing {ledger_path} stopped: events came out of their order; nothing was sealed"
+        )
     footer = {
         "batch": previous.batch + 1 if previous else 1,
         "ledger_id": ledger_id,
@@ -277,6 +282,7 @@ def main(arguments: Sequence[str]) -> int:
     """Seal the ledger at the one argument's path; an error is one line on stderr and status 2."""
     from ledger.ledger import Ledger
 
+    os.nice(_NICENESS)  # writers come first
     try:
         with Ledger.open(Path(arguments[0]), auto_seal=False) as ledger:
             ledger.seal(wait_s=0)

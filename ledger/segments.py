@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,7 @@ from ledger.files import make_private_folder, open_private, read_private, sync_d
 from ledger.lines import refuse_newer
 from ledger.manifest import Batch, batch_of
 from ledger.reader import first_words, json_struct, quoted
-from ledger.schema import COLUMNS, Kind, arrow_schema
+from ledger.schema import COLUMNS, arrow_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,7 +119,7 @@ def table_of_lines(lines: Sequence[bytes]) -> pa.Table:
         pa.array(lines[first : first + _LINES_AT_ONCE], pa.string())
         for first in range(0, len(lines), _LINES_AT_ONCE)
     ]
-    with duckdb.connect() as connection:
+    with duckdb.connect(config={"threads": 1}) as connection:  # beside writers, who come first
         connection.register("journal_lines", pa.table({"line": pa.chunked_array(chunks, pa.string())}))
         try:
             told = connection.sql(
@@ -149,30 +147,6 @@ def _what_was_dropped(facts: Sequence[int], table: pa.Table) -> str:
                 " of them; nothing was sealed, see what wrote that line"
             )
     return "some events say more and others less than the columns hold; nothing was sealed"
-
-
-def event_table(events: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Events as read from journals, as an Arrow table of the ledger's schema."""
-    import pyarrow as pa
-
-    schema = arrow_schema()
-    arrays = [
-        pa.array([_arrow_value(column.kind, event.get(column.name)) for event in events], field.type)
-        for column, field in zip(COLUMNS, schema, strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _arrow_value(kind: Kind, value: Any) -> Any:
-    if value is None:
-        return None
-    if kind == "usd":
-        return Decimal(value)
-    if kind == "moment":
-        return datetime.fromisoformat(value)
-    if kind == "tags":
-        return list(value.items())
-    return value
 
 
 def parquet_bytes(table: pa.Table, footer: Mapping[str, Any] | None) -> bytes:

@@ -19,7 +19,7 @@ from ledger import events, layout, schema
 from ledger.events import EVENT_CLASSES, STAMP_FIELDS, event_of, plain_text
 from ledger.lines import read_line, stamped_line
 from ledger.money import usd
-from ledger.segments import event_table
+from ledger.segments import table_of_lines
 
 KIND_OF_TYPE = {
     str: "text",
@@ -121,10 +121,11 @@ def test_what_goes_into_a_line_comes_back_and_fits_the_schema(
     session_id: str | None, tags: dict[str, str] | None, reserved: Decimal | None
 ) -> None:
     event = started(session_id=session_id, tags=tags, reserved_usd=reserved)
-    record = read_line(stamped_line("j", 1, datetime.now(UTC), event).rstrip(b"\n"))
+    line = stamped_line("j", 1, datetime.now(UTC), event).rstrip(b"\n")
+    record = read_line(line)
     assert record is not None
     assert event_of(record) == event
-    row = event_table([record]).to_pylist(maps_as_pydicts="strict")[0]
+    row = table_of_lines([line]).to_pylist(maps_as_pydicts="strict")[0]
     assert event_of(row) == event
 
 

@@ -20,9 +20,11 @@ from played import History
 
 from ledger import reader
 from ledger.errors import DamagedLedger, LedgerError
+from ledger.events import AttemptFailed
 from ledger.lines import sealed_line
+from ledger.manifest import read_manifest
 from ledger.reader import connect, ledger_sql, lock, scan, select_only
-from ledger.schema import COLUMNS, arrow_schema
+from ledger.schema import COLUMNS, SCHEMA_VERSION, arrow_schema
 
 ONE_ANSWER = """
     session=s-1
@@ -53,7 +55,8 @@ def in_plain_duckdb(ledger: Path, sql: str) -> list[tuple[object, ...]]:
 def numbered_line(journal_id: str, seq: int, **facts: object) -> bytes:
     """A whole line of a journal."""
     stamp = {"journal_id": journal_id, "seq": seq, "schema_version": 1, "occurred_at": "2026-11-22T10:00:00Z"}
-    return sealed_line(json.dumps(stamp | {"event_type": "journal_opened"} | facts).encode()[:-1])
+    record = stamp | {"event_type": "journal_opened"} | facts
+    return sealed_line(json.dumps(record, separators=(",", ":")).encode()[:-1])
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
@@ -201,7 +204,9 @@ def test_outside_names_come_back_as_they_were(history: History) -> None:
     assert history.rows("select cost_usd from sessions", session_id=name) == [(COST,)]
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "it's", "[brackets]*?", "ü"])
+@pytest.mark.parametrize(
+    "name", ["plain", "with space", "it's", "[brackets]*?", "ü", "line=5", "file_index=x/journal_id=y"]
+)
 def test_a_ledger_may_have_any_name(name: str, tmp_path: Path) -> None:
     history = History(tmp_path / name)
     history.play(ONE_ANSWER)
@@ -215,6 +220,115 @@ def test_a_ledger_may_have_any_name(name: str, tmp_path: Path) -> None:
         assert select_only(connection, "select requests from sessions").fetchall() == [(2,)]
     assert scan(history.path).select("request_id").collect()["request_id"].n_unique() == 3  # and null
     history.close()
+
+
+def test_a_backslash_in_the_path_is_refused_in_a_word_and_a_link_helps(tmp_path: Path) -> None:
+    history = History(tmp_path / "a\\b")
+    history.play(ONE_ANSWER)
+    history.close()
+
+    with pytest.raises(LedgerError, match=r"cannot list .*a\\b, for the backslash in its name; rename"):
+        connect(history.path)
+
+    (tmp_path / "link").symlink_to(history.path)
+    with connect(tmp_path / "link") as connection:
+        assert connection.execute("select cost_usd from sessions").fetchall() == [(COST,)]
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"\0", b"{", b'"', b"\xff", b"\r", b"\x01", b"[{,"])
+def test_a_torn_end_may_be_of_any_length(garbage: bytes, history: History) -> None:
+    history.play(ONE_ANSWER)
+    with journal_of(history).open("ab") as journal:
+        journal.write(garbage * (20_000_000 // len(garbage)))
+
+    assert history.column("sessions", "cost_usd") == [COST]
+    assert in_plain_duckdb(history.path, "select cost_usd from sessions") == [(COST,)]
+
+
+def test_the_longest_event_there_can_be_is_read(history: History) -> None:
+    widest = "\U0001f600"  # twelve bytes in a line
+    longest_name, longest_text = widest * 256, widest * 500
+    named = "request_id session_id task requested_tier attempt_id tier provider model response_model"
+    named += " upstream_provider provider_request_id response_id service_tier price_book billing_rule"
+    names = dict.fromkeys(named.split(), longest_name)
+    event = AttemptFailed(
+        **names,  # type: ignore[arg-type]
+        tags={f"{number:02}{widest * 254}": longest_text for number in range(32)},
+        attempt_number=1,
+        started_at=history.now,
+        usage_json=widest * 65_536,
+        usage_suspect=longest_text,
+        error_message=longest_text,
+        error_type="overloaded",
+        billing="unknown",
+    )
+    history.record(event)
+
+    assert history.rows(
+        "select session_id, usage_json, cardinality(tags) from events where attempt_id is not null"
+    ) == [(longest_name, widest * 65_536, 32)]
+
+
+def test_more_segments_than_there_are_file_handles_can_be_read(history: History) -> None:
+    history.play(ONE_ANSWER)
+    (batch,) = history.ledger.seal().batches
+    history.close()
+    manifest, content = history.path / "manifest.jsonl", (history.path / batch.file).read_bytes()
+    for number in range(2, 601):
+        name = f"events/date=2026-11-22/{batch.ledger_id}-{number:08d}.parquet"
+        (history.path / name).write_bytes(content)
+        batch = batch._replace(batch=number, file=name, previous_sha256=batch.sha256, sha256=f"{number:064x}")
+        with manifest.open("ab") as stream:
+            stream.write(batch.as_line())
+    told = subprocess.run(
+        [
+            *("sh", "-c", 'ulimit -n 128 && exec "$@"', "sh", sys.executable, "-c"),
+            "import sys; from ledger.reader import connect;"
+            " rows = connect(sys.argv[1]).execute('select count(*), sum(seq) from events where seq <= 5');"
+            " print(rows.fetchall())",
+            str(history.path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+
+    assert told.stdout == f"{[(600 * 5, 600 * 15)]}\n", told.stderr
+
+
+# a newer version's ledger
+
+
+def a_line_of_a_newer_schema(history: History) -> str:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    line = numbered_line(journal.stem, 6, schema_version=SCHEMA_VERSION + 1, event_type="dream_dreamt")
+    with journal.open("ab") as stream:
+        stream.write(line)
+    return rf"journals/{journal.name} holds events of schema {SCHEMA_VERSION + 1}"
+
+
+def a_batch_of_a_newer_schema(history: History) -> str:
+    history.play(ONE_ANSWER)
+    (batch,) = history.ledger.seal().batches
+    newer = batch._replace(schema_version=SCHEMA_VERSION + 1)
+    (history.path / "manifest.jsonl").write_bytes(newer.as_line())
+    return rf"manifest.jsonl holds events of schema {SCHEMA_VERSION + 1}"
+
+
+@pytest.mark.parametrize("newer", [a_line_of_a_newer_schema, a_batch_of_a_newer_schema])
+def test_what_a_newer_version_wrote_is_refused_and_no_damage(
+    newer: Callable[[History], str], history: History
+) -> None:
+    message = newer(history) + rf", written by a newer bughive-costs; this one knows up to {SCHEMA_VERSION}"
+
+    for options in ({}, {"allow_damage": True}, {"session_id": "s-1"}):
+        with pytest.raises(LedgerError, match=message + ": update it$") as refused:
+            connect(history.path, **options)  # type: ignore[arg-type]
+        assert not isinstance(refused.value, DamagedLedger)
+    with pytest.raises(duckdb.Error, match=message):
+        in_plain_duckdb(history.path, "select * from events")
 
 
 # damage
@@ -442,7 +556,7 @@ def test_only_the_segments_that_hold_a_session_are_opened(history: History) -> N
     assert opened("s-unknown") == []
 
 
-@pytest.mark.parametrize("state", ["missing", "garbage", "behind", "open"])
+@pytest.mark.parametrize("state", ["missing", "garbage", "behind", "open", "of another chain", "unhashed"])
 def test_a_session_is_read_whole_whatever_state_db_knows(state: str, history: History) -> None:
     for name in ("s-1", "s-2", "s-1"):
         history.play(ONE_ANSWER.replace("s-1", name))
@@ -458,8 +572,19 @@ def test_a_session_is_read_whole_whatever_state_db_knows(state: str, history: Hi
         import apsw
 
         with contextlib.closing(apsw.Connection(str(database))) as db:
+            first = read_manifest(history.path)[0][0]
             db.execute("update meta set value = '1' where key = 'indexed_batch'")
+            db.execute("update meta set value = ? where key = 'indexed_sha256'", (first.sha256,))
             db.execute("delete from session_batches where batch > 1")
+    if state in ("of another chain", "unhashed"):  # a backup of state.db came back, or an older one's
+        import apsw
+
+        with contextlib.closing(apsw.Connection(str(database))) as db:
+            db.execute("delete from session_batches where session_id = 's-1' and batch = 3")
+            if state == "unhashed":
+                db.execute("delete from meta where key = 'indexed_sha256'")
+            else:
+                db.execute("update meta set value = 'another' where key = 'indexed_sha256'")
 
     assert history.rows("select requests, cost_usd from sessions", session_id="s-1") == [(2, 2 * COST)]
 
