@@ -69,6 +69,20 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def in_utc(clock: Clock) -> Clock:
+    """A clock's moments in UTC. Reading it raises LedgerError where it does not say in which zone it is."""
+
+    def read() -> datetime:
+        now = clock()
+        if now.tzinfo is UTC:
+            return now
+        if now.tzinfo is None:
+            raise LedgerError(f"the ledger's clock says {now}, without a time zone; use datetime.now(UTC)")
+        return now.astimezone(UTC)
+
+    return read
+
+
 class Ledger:
     """A folder of journals and segments. Thread-safe; a forked child goes on with a journal of its own."""
 
@@ -85,7 +99,7 @@ class Ledger:
         path = self.path = path.expanduser().absolute()  # a chdir does not move the ledger
         self.prices = prices
         self.durability = durability
-        self._clock = clock
+        self._clock = clock = in_utc(clock)
         self._auto_seal = auto_seal
         self._temporary = temporary
         self._closed = False
@@ -173,7 +187,7 @@ class Ledger:
         state = _usable_state(root)
         try:
             with state.told():
-                return rebuild(root, state, clock)
+                return rebuild(root, state, in_utc(clock))
         finally:
             state.close()
 

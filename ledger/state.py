@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -34,6 +34,8 @@ from ledger.files import open_private
 from ledger.money import dollars, pico
 
 QUARTER_S = 900
+_QUARTER = timedelta(seconds=QUARTER_S)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STATE_VERSION = 2
 _PICO_PER_MICRO = 1_000_000
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
@@ -180,7 +182,7 @@ def _hold(journal_id: str, event: Mapping[str, Any], state: HoldState) -> HoldRo
 def quarter_of(moment: datetime | str) -> int:
     """The quarter of an hour a moment falls in, counted from 1970 in UTC."""
     at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-    return int(at.timestamp() // QUARTER_S)
+    return (at - _EPOCH) // _QUARTER
 
 
 class State:

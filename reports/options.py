@@ -89,12 +89,18 @@ def _moment(text: str, zone: tzinfo, option: str) -> datetime:
 
 
 def _in_zone(moment: datetime, zone: tzinfo) -> datetime:
-    """A wall clock's reading as a moment; of one that occurs twice or never, the later."""
+    """A wall clock's reading as a moment: of one that occurs twice the first, so that a day is whole.
+
+    One that never occurs, as midnight where clocks are put forward then, is the moment when they were.
+    """
     localize = getattr(zone, "localize", None)  # of pytz, whose zones know no fold
     if localize is None:
         return moment.replace(tzinfo=zone)
-    localized: datetime = localize(moment, is_dst=False)
-    return localized
+    readings: list[datetime] = [localize(moment, is_dst=is_dst) for is_dst in (True, False)]
+    shown = [
+        each for each in readings if each.astimezone(UTC).astimezone(zone).replace(tzinfo=None) == moment
+    ]
+    return min(shown) if shown else max(readings)
 
 
 def _before(now: datetime, last: str) -> datetime:

@@ -15,8 +15,8 @@ with latest as (
     select
         scope,
         scope_id,
-        arg_max(mode, occurred_at) as mode,
-        arg_max(coalesce(limit_usd, -1), occurred_at) as limit_usd,
+        arg_max(mode, (occurred_at, journal_id, seq)) as mode,
+        arg_max(coalesce(limit_usd, -1), (occurred_at, journal_id, seq)) as limit_usd,
         max(occurred_at) as set_at
     from events
     where event_type = 'budget_set'
