@@ -174,7 +174,10 @@ def only_one(path: Path, wait_s: float, doing: str) -> Iterator[None]:
 
     Raises LedgerError where another process holds it for longer than `wait_s`.
     """
-    fd = open_private(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fd = open_private(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise LedgerError(f"{path} cannot be made: {error.strerror}; make room, or mend the disk") from error
     try:
         give_up_at = time.monotonic() + wait_s
         while not try_lock(fd):
