@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 
+from ledger.billing import BILLING_RULES
 from ledger.reader import VIEWS, view_columns, view_sql
 from ledger.schema import COLUMNS, SQL_TYPES
 
@@ -34,7 +35,7 @@ This page is generated: `python -m ledger.dictionary > data/README.md`.
 
 def data_dictionary() -> str:
     """The whole page, as Markdown."""
-    return "\n".join([_INTRODUCTION, *(_section(name) for name in VIEWS)])
+    return "\n".join([_INTRODUCTION, *(_section(name) for name in VIEWS), _billing_rules()])
 
 
 def _section(view: str) -> str:
@@ -51,6 +52,18 @@ def _section(view: str) -> str:
         head = ["| column | meaning |", "| --- | --- |"]
     title = f"## {view}\n\n{first.removeprefix(f'{view}: ').capitalize()}\n"
     return "\n".join([title, "\n".join(about) + "\n", *head, *rows]) + "\n"
+
+
+def _billing_rules() -> str:
+    rows = [
+        f"| `{name}` | {rule.billing or 'either'} | {_cell(rule.when)} |"
+        for name, rule in BILLING_RULES.items()
+    ]
+    about = "Each attempt's `billing_rule`, and the verdict it gives.\n"
+    return (
+        "\n".join(["## Billing rules\n", about, "| rule | billing | when |", "| --- | --- | --- |", *rows])
+        + "\n"
+    )
 
 
 def _header(view: str) -> list[str]:

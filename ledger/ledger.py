@@ -84,7 +84,10 @@ def in_utc(clock: Clock) -> Clock:
 
 
 class Ledger:
-    """A folder of journals and segments. Thread-safe; a forked child goes on with a journal of its own."""
+    """A folder of journals and segments. Thread-safe; a forked child goes on with a journal of its own.
+
+    Raises LedgerError where the folder cannot be used; see `open`.
+    """
 
     def __init__(
         self,
@@ -233,7 +236,7 @@ class Ledger:
         return RequestLog(self, self._lease_journal(), received)
 
     def reserve(self, journal: Journal, hold: Hold, limits: Sequence[Limit]) -> None:
-        """Hold a ceiling in the name of a journal; see RequestLog.reserve."""
+        """Hold a ceiling in a journal's name, as RequestLog.reserve. Raises BudgetExceeded, LedgerError."""
         with self._caught_up(self._own_journals()) as state:
             state.reserve(journal.id, hold, limits)
 
@@ -263,7 +266,10 @@ class Ledger:
             journal.flush()
 
     def end_dead_journals(self) -> None:
-        """Record how what dead processes left open has ended; state.db then knows all that is written."""
+        """Record how what dead processes left open has ended; state.db then knows all that is written.
+
+        Raises LedgerError where that cannot be written, or a newer version has been at it.
+        """
         from ledger.sealing import recover_dead
 
         with self._caught_up(self._own_journals()):

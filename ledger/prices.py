@@ -1,7 +1,8 @@
 """What a token costs, and since when: the price book, and the list cost of a usage.
 
     prices.toml, bughive.toml ──PriceBook.load()──▶ book.at(provider, model, moment) ──▶ ModelPrices | None
-    ModelPrices.units(prompt tokens) ──▶ UnitPrices ──list_cost_usd(units, usage)──▶ Decimal | None
+    ModelPrices.units(prompt tokens, service tier) ──▶ UnitPrices
+    list_cost_usd(UnitPrices, Usage) ──▶ Decimal | None
 
 Prices are USD per million tokens, exact decimals. An unknown price is None, and so is any cost
 that would need it; nothing is ever taken for $0.
@@ -21,6 +22,7 @@ from ledger.errors import SettingsError
 from ledger.money import MONEY, dollars, usd
 from ledger.settings import OwnPrice
 
+_PRICE_PLACES = Decimal("0.000001")
 _DEFAULT_BOOK = Path(__file__).with_name("prices.toml")
 
 
@@ -75,6 +77,18 @@ class LongContext(NamedTuple):
     units: UnitPrices
 
 
+class ServiceTier(NamedTuple):
+    """The prices of a service tier, such as batch or priority, in place of all of the model's own."""
+
+    name: str
+    base: UnitPrices
+    long_context: tuple[LongContext, ...] = ()
+
+
+STANDARD_TIERS = (None, "standard", "default")  # what the providers call the tier that has the base prices
+_UNPRICED = UnitPrices()
+
+
 class ModelPrices(NamedTuple):
     """One entry of the book: the prices of one model from one day on."""
 
@@ -83,18 +97,32 @@ class ModelPrices(NamedTuple):
     starts_at: datetime
     base: UnitPrices
     long_context: tuple[LongContext, ...] = ()
+    service_tiers: tuple[ServiceTier, ...] = ()
     overrun_tokens: int = 0  # tokens the model is known to write beyond max_tokens
     aliases: tuple[str, ...] = ()
     source: str = ""
 
-    def units(self, prompt_tokens: int) -> UnitPrices:
-        """The unit prices for a prompt of that many tokens."""
-        dearer = [tier for tier in self.long_context if prompt_tokens > tier.above_tokens]
-        return max(dearer, key=lambda tier: tier.above_tokens).units if dearer else self.base
+    def units(self, prompt_tokens: int, service_tier: str | None = None) -> UnitPrices:
+        """The unit prices for a prompt of that many tokens; all None in a tier the book does not have."""
+        if service_tier in STANDARD_TIERS:
+            return _units_for(prompt_tokens, self.base, self.long_context)
+        for tier in self.service_tiers:
+            if tier.name == service_tier:
+                return _units_for(prompt_tokens, tier.base, tier.long_context)
+        return _UNPRICED
 
     def all_units(self) -> tuple[UnitPrices, ...]:
         """Every set of unit prices that may come to apply."""
-        return (self.base, *(tier.units for tier in self.long_context))
+        tables = (
+            (self.base, self.long_context),
+            *((tier.base, tier.long_context) for tier in self.service_tiers),
+        )
+        return tuple(units for base, dearer in tables for units in (base, *(tier.units for tier in dearer)))
+
+
+def _units_for(prompt_tokens: int, base: UnitPrices, long_context: Iterable[LongContext]) -> UnitPrices:
+    dearer = [tier for tier in long_context if prompt_tokens > tier.above_tokens]
+    return max(dearer, key=lambda tier: tier.above_tokens).units if dearer else base
 
 
 def list_cost_usd(units: UnitPrices, usage: Usage) -> Decimal | None:
@@ -178,7 +206,8 @@ def _refuse_doubles(entries: Sequence[ModelPrices]) -> None:
 _UNIT_KEYS = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "web_search")
 _ENTRY_KEYS = {
     *_UNIT_KEYS,
-    *("provider", "model", "aliases", "from", "source", "checked", "long_context", "overrun_tokens"),
+    *("provider", "model", "aliases", "from", "source", "checked"),
+    *("long_context", "service_tiers", "overrun_tokens"),
 }
 
 
@@ -202,6 +231,7 @@ def _entry(raw: Mapping[str, Any], where: str) -> ModelPrices:
         starts_at=_midnight_utc(starts_on),
         base=_units(raw, label),
         long_context=_long_context(raw.get("long_context", []), label),
+        service_tiers=_service_tiers(raw.get("service_tiers", {}), label),
         overrun_tokens=_tokens(raw.get("overrun_tokens", 0), f"{label}: overrun_tokens"),
         aliases=tuple(aliases),
         source=str(raw.get("source", "")),
@@ -219,6 +249,27 @@ def _long_context(raw: object, label: str) -> tuple[LongContext, ...]:
         above = _tokens(tier.get("above_tokens"), f"{label}: above_tokens")
         tiers.append(LongContext(above, _units(tier, label)))
     return tuple(sorted(tiers, key=lambda tier: tier.above_tokens))
+
+
+def _service_tiers(raw: object, label: str) -> tuple[ServiceTier, ...]:
+    if not isinstance(raw, dict) or not all(isinstance(tier, dict) for tier in raw.values()):
+        raise SettingsError(
+            f"{label}: service_tiers must be tables of prices by tier, like batch = {{ input = 1 }}"
+        )
+    return tuple(_service_tier(name, raw[name], f"{label}: service_tiers.{name}") for name in sorted(raw))
+
+
+def _service_tier(name: str, raw: Mapping[str, Any], label: str) -> ServiceTier:
+    if name in STANDARD_TIERS:
+        raise SettingsError(
+            f"{label}: the prices of the {name} tier stand in the entry itself; put them there"
+        )
+    unknown = sorted(set(raw) - {"long_context", *_UNIT_KEYS})
+    if unknown:
+        raise SettingsError(
+            f"{label}: unknown key {unknown[0]!r}; expected long_context, {', '.join(_UNIT_KEYS)}"
+        )
+    return ServiceTier(name, _units(raw, label), _long_context(raw.get("long_context", []), label))
 
 
 def _tokens(value: object, label: str) -> int:
@@ -243,7 +294,7 @@ def _price(value: object, label: str) -> Decimal:
     price = Decimal(value)
     if not price.is_finite() or price < 0 or price >= 1_000_000:
         raise SettingsError(f"{label} must be between 0 and 1,000,000 USD, not {value}")
-    if price != round(price, 6):
+    if price != price.quantize(_PRICE_PLACES, context=MONEY):
         raise SettingsError(f"{label} must have at most six decimals, not {value}")
     return price
 
@@ -255,9 +306,14 @@ def _hash_of(entries: Mapping[tuple[str, str], list[ModelPrices]]) -> str:
 
 def _canonical(entry: ModelPrices) -> str:
     """What of an entry decides a figure, spelt the same for equal prices."""
-    units = [
-        [None if price is None else format(price.normalize(), "f") for price in unit]
-        for unit in entry.all_units()
+    tiers = [(tier.name, _spelt(tier.base, tier.long_context)) for tier in entry.service_tiers]
+    base = _spelt(entry.base, entry.long_context)
+    return repr((entry.starts_at.isoformat(), base, tiers, entry.overrun_tokens))
+
+
+def _spelt(base: UnitPrices, long_context: Sequence[LongContext]) -> list[tuple[int, list[str | None]]]:
+    tables = [(0, base), *((tier.above_tokens, tier.units) for tier in long_context)]
+    return [
+        (above, [None if price is None else format(price.normalize(MONEY), "f") for price in units])
+        for above, units in tables
     ]
-    thresholds = [tier.above_tokens for tier in entry.long_context]
-    return repr((entry.starts_at.isoformat(), units, thresholds, entry.overrun_tokens))

@@ -47,6 +47,9 @@ class _Tier(NamedTuple):
     input_tokens: int
     output_tokens: int
     unpriced_attempts: int
+    unpriced_ceiling_usd: Decimal | None
+    in_doubt_attempts: int
+    in_doubt_ceiling_usd: Decimal | None
 
 
 class CostTracker:
@@ -100,11 +103,13 @@ class CostTracker:
     def get_session_cost(self, session_id: str) -> Decimal:
         """USD of a session so far, exact; 0 for one without events.
 
-        The priced part, with a warning in the log, where something has no price.
+        The certain part, with a warning in the log, where something has no price or is in doubt.
         """
         tiers = self._tiers(session_id)
-        if unpriced := sum(tier.unpriced_attempts for tier in tiers):
-            _log.warning("session %s: %d attempts have no price; its cost lacks them", session_id, unpriced)
+        unpriced = [(tier.unpriced_attempts, tier.unpriced_ceiling_usd) for tier in tiers]
+        in_doubt = [(tier.in_doubt_attempts, tier.in_doubt_ceiling_usd) for tier in tiers]
+        _warn_of("have no price", unpriced, session_id)
+        _warn_of("are in doubt", in_doubt, session_id)
         return _total(tiers) or Decimal(0)
 
     def get_breakdown(self, session_id: str | None = None) -> dict[str, TierCost]:
@@ -142,7 +147,10 @@ class CostTracker:
         ):
             rows = connection.execute(
                 "select tier, sum(cost_usd), sum(requests)::bigint, sum(input_tokens)::bigint,"
-                " sum(output_tokens)::bigint, sum(unpriced_attempts)::bigint"
+                " sum(output_tokens)::bigint, sum(unpriced_attempts)::bigint,"
+                " if(count(*) = count(unpriced_ceiling_usd), sum(unpriced_ceiling_usd), null),"
+                " sum(in_doubt_attempts)::bigint,"
+                " if(count(*) = count(in_doubt_ceiling_usd), sum(in_doubt_ceiling_usd), null)"
                 " from tier_breakdown group by tier"
             ).fetchall()
         return sorted((_Tier(*row) for row in rows), key=lambda row: tier_rank(row.tier))
@@ -161,6 +169,16 @@ def _total(tiers: Sequence[_Tier]) -> Decimal | None:
     """The priced part of all tiers; None where there are some and nothing is priced."""
     priced = [tier.cost_usd for tier in tiers if tier.cost_usd is not None]
     return total(priced) if priced or not tiers else None
+
+
+def _warn_of(what: str, lacking: Sequence[tuple[int, Decimal | None]], session_id: str) -> None:
+    """Log how many attempts a cost lacks, and the most they can have cost; nothing where it lacks none."""
+    attempts = sum(count for count, _ in lacking)
+    ceilings_usd = [ceiling_usd for _, ceiling_usd in lacking if ceiling_usd is not None]
+    is_bounded = len(ceilings_usd) == len(lacking)
+    most = f"at most ${total(ceilings_usd):f}" if is_bounded else "an amount without a bound"
+    if attempts:
+        _log.warning("session %s: %d attempts %s; its cost lacks %s", session_id, attempts, what, most)
 
 
 def _summary(session_id: str | None, tiers: Sequence[_Tier]) -> str:

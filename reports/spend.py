@@ -7,6 +7,7 @@ add up to the total.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
@@ -70,13 +71,17 @@ select
     coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
     coalesce(sum(output_tokens), 0)::bigint as output_tokens,
     coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
-    count(*) filter (where is_unpriced) as unpriced_attempts,
+    count(*) filter (where billing = 'billed') as billed_attempts,
+    count(*) filter (where billing = 'unbilled') as unbilled_attempts,
     count(*) filter (where is_unlisted) as unlisted_attempts,
+    count(*) filter (where is_unpriced) as unpriced_attempts,
+    sum(reserved_usd) filter (where is_unpriced) as unpriced_ceiling_usd,
+    count(*) filter (where is_unpriced and reserved_usd is null) as unpriced_unbounded,
     count(*) filter (where billing = 'unknown') as in_doubt_attempts,
-    sum(reserved_usd) filter (where billing = 'unknown') as in_doubt_usd,
+    sum(reserved_usd) filter (where billing = 'unknown') as in_doubt_ceiling_usd,
     count(*) filter (where billing = 'unknown' and reserved_usd is null) as in_doubt_unbounded,
     count(*) filter (where outcome = 'in_flight') as in_flight_attempts,
-    sum(reserved_usd) filter (where outcome = 'in_flight') as in_flight_usd,
+    sum(reserved_usd) filter (where outcome = 'in_flight') as in_flight_ceiling_usd,
     count(*) filter (where outcome = 'in_flight' and reserved_usd is null) as in_flight_unbounded,
     epoch_us(min(started_at)) as first_us,
     epoch_us(max(last_at)) as last_us
@@ -97,11 +102,18 @@ _COUNTS = (
     "cache_write_tokens",
     "output_tokens",
     "reasoning_tokens",
+    "billed_attempts",
+    "unbilled_attempts",
     "unpriced_attempts",
     "unlisted_attempts",
     "in_doubt_attempts",
     "in_flight_attempts",
 )
+_UNKNOWN_COSTS = {  # that the cost lacks, each with the most that it can be
+    "unpriced": "Unpriced",
+    "in_doubt": "In doubt",
+    "in_flight": "In flight",
+}
 
 
 class Spend(NamedTuple):
@@ -123,8 +135,8 @@ class Spend(NamedTuple):
         if self.period != ALL_TIME or self.session_id is None:
             report |= {"since": self.period.since, "until": self.period.until}
         report |= {name: of[name] for name in _IN_DATA}
-        for name in ("in_doubt", "in_flight"):
-            report[name] = {"attempts": of[f"{name}_attempts"], "ceiling_usd": of[f"{name}_usd"]}
+        for name in _UNKNOWN_COSTS:
+            report[name] = {"attempts": of[f"{name}_attempts"], "ceiling_usd": of[f"{name}_ceiling_usd"]}
         report["by_tier"] = [_row(row, "tier") for row in self.by_tier]
         report["by_model"] = [_row(row, "model", "provider") for row in self.by_model]
         if self.by is not None:
@@ -154,13 +166,13 @@ class Spend(NamedTuple):
             Fact("Input tokens", shown(of["input_tokens"], "count"), _parts(of, _INPUT_PARTS)),
             Fact("Output tokens", shown(of["output_tokens"], "count"), _parts(of, _OUTPUT_PARTS)),
         ]
-        if of["unpriced_attempts"]:
+        if of["unbilled_attempts"]:
             facts.append(
-                Fact("Unpriced", shown(of["unpriced_attempts"], "count"), "attempts not in the cost")
+                Fact("Unbilled", shown(of["unbilled_attempts"], "count"), "attempts that cost nothing")
             )
-        for name, label in (("in_doubt", "In doubt"), ("in_flight", "In flight")):
+        for name, label in _UNKNOWN_COSTS.items():
             if of[f"{name}_attempts"]:
-                most = f"attempts not in the cost, at most {shown(of[f'{name}_usd'], 'usd')}"
+                most = f"attempts not in the cost, at most {shown(of[f'{name}_ceiling_usd'], 'usd')}"
                 facts.append(Fact(label, shown(of[f"{name}_attempts"], "count"), most))
         if of["first_at"]:
             facts += [
@@ -170,7 +182,7 @@ class Spend(NamedTuple):
         return facts
 
 
-# what `in_doubt` and `in_flight` say is told in tables of their own
+# what `in_doubt` and `in_flight` count is told in tables of their own
 _IN_DATA = ("cost_usd", "list_cost_usd", *(name for name in _COUNTS if not name.startswith("in_")))
 _REQUEST_PARTS = {
     "succeeded_requests": "succeeded",
@@ -192,10 +204,15 @@ _COLUMNS = (
     Column("reasoning_tokens", "Reasoning", "count", detail=True),
     Column("cost_usd", "Cost", "usd"),
     Column("list_cost_usd", "List cost", "usd", detail=True),
+    Column("billed_attempts", "Billed", "count", detail=True),
+    Column("unbilled_attempts", "Unbilled", "count", detail=True),
     Column("unpriced_attempts", "Unpriced", "count", if_any=True),
+    Column("unpriced_ceiling_usd", "Unpriced, at most", "usd", detail=True),
     Column("unlisted_attempts", "Unlisted", "count", detail=True),
     Column("in_doubt_attempts", "In doubt", "count", if_any=True),
+    Column("in_doubt_ceiling_usd", "In doubt, at most", "usd", detail=True),
     Column("in_flight_attempts", "In flight", "count", if_any=True),
+    Column("in_flight_ceiling_usd", "In flight, at most", "usd", detail=True),
 )
 
 
@@ -292,11 +309,12 @@ def _summed(parts: Sequence[Figures], zone: tzinfo) -> Figures:
     for name in ("cost_usd", "list_cost_usd"):
         known = [part[name] for part in parts if part[name] is not None]
         figures[name] = sum(known, _NOTHING) if known or not figures["attempts"] else None
-    for name in ("in_doubt", "in_flight"):
+    for name in _UNKNOWN_COSTS:
         is_bounded = not any(part[f"{name}_unbounded"] for part in parts)
-        ceilings = [part[f"{name}_usd"] or _NOTHING for part in parts]
-        figures[f"{name}_usd"] = sum(ceilings, _NOTHING) if is_bounded else None
-    figures["first_at"] = _moment(min((part["first_us"] for part in parts), default=None), zone)
+        ceilings = [part[f"{name}_ceiling_usd"] or _NOTHING for part in parts]
+        figures[f"{name}_ceiling_usd"] = sum(ceilings, _NOTHING) if is_bounded else None
+    figures["first_us"] = min((part["first_us"] for part in parts), default=None)
+    figures["first_at"] = _moment(figures["first_us"], zone)
     figures["last_at"] = _moment(max((part["last_us"] for part in parts), default=None), zone)
     return figures
 
@@ -305,7 +323,9 @@ def _moment(microseconds: int | None, zone: tzinfo) -> str | None:
     if microseconds is None:
         return None
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-    return moment.astimezone(zone).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    with contextlib.suppress(OverflowError):  # of a mad clock, at either end of time
+        moment = moment.astimezone(zone)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _grouped(parts: Sequence[Figures], zone: tzinfo, *names: str) -> list[Figures]:
@@ -319,8 +339,8 @@ def _in_order(rows: list[Figures], by: str) -> list[Figures]:
     """Tiers in their order, days and hours as they came, all else dearest first."""
     if by == "tier":
         return sorted(rows, key=lambda row: tier_rank(row["tier"]))
-    if by in ("day", "hour"):
-        return sorted(rows, key=lambda row: str(row[by]))
+    if by in ("day", "hour"):  # an hour that comes twice a day has two offsets
+        return sorted(rows, key=lambda row: row["first_us"])
     return sorted(rows, key=lambda row: (-(row["cost_usd"] or 0), str(row[by])))
 
 

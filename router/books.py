@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from ledger.billing import billing_by
 from ledger.errors import BudgetError, BudgetExceeded, UnpricedModel
 from ledger.events import (
     AttemptCancelled,
@@ -28,12 +29,12 @@ from ledger.events import (
     RequestReceived,
     plain_text,
 )
-from ledger.money import MONEY, usd
-from ledger.prices import ModelPrices, PriceBook, Usage, list_cost_usd
+from ledger.money import total, usd
+from ledger.prices import ModelPrices, PriceBook, list_cost_usd
 from router.catalog import Route
-from router.errors import InvalidRequest, ProviderError, billing_by
+from router.errors import InvalidRequest, ProviderError
 from router.providers.client import Call
-from router.providers.wire import Answer, added
+from router.providers.wire import Answer, Pass
 
 
 class Request(NamedTuple):
@@ -92,25 +93,31 @@ class Cost(NamedTuple):
 
 
 def cost_of(answer: Answer, route: Route, prices: ModelPrices | None, book: PriceBook, at: datetime) -> Cost:
-    """What an answer cost: each pass at the price of the model that made it."""
-    return Cost(
-        answer.cost_usd,
-        _list_cost(answer, route, prices, book, at) if answer.usage_known else None,
-    )
+    """What an answer cost: each pass at the price of the model that made it.
+
+    No list cost without a price for all of it, nor from numbers that cannot all be right.
+    """
+    listed = _list_cost(answer, route, prices, book, at) if answer.usage_known else None
+    return Cost(answer.cost_usd, listed)
 
 
 def _list_cost(
     answer: Answer, route: Route, prices: ModelPrices | None, book: PriceBook, at: datetime
 ) -> Decimal | None:
-    total = _list_cost_of_pass(prices, answer.usage)
-    for model, usage in answer.passes:
-        part = _list_cost_of_pass(book.at(route.provider, model, at), usage)
-        total = None if total is None or part is None else usd(MONEY.add(total, part))
-    return total
+    parts = []
+    for model, usage in _passes(answer):
+        of_model = prices if model is None else book.at(route.provider, model, at)
+        if of_model is None:
+            return None
+        part = list_cost_usd(of_model.units(usage.prompt_tokens, answer.service_tier), usage)
+        if part is None:
+            return None
+        parts.append(part)
+    return usd(total(parts))
 
 
-def _list_cost_of_pass(prices: ModelPrices | None, usage: Usage) -> Decimal | None:
-    return list_cost_usd(prices.units(usage.prompt_tokens), usage) if prices else None
+def _passes(answer: Answer) -> tuple[Pass, ...]:
+    return answer.passes or (Pass(None, answer.usage),)
 
 
 # Events ---------------------------------------------------------------------------------------
@@ -206,8 +213,6 @@ def _verdict(rule: str, attempt: Attempt, cost: Cost | None = None) -> dict[str,
 
 
 def _usage(answer: Answer, attempt: Attempt, cost: Cost) -> dict[str, Any]:
-    usage = added([answer.usage, *(usage for _, usage in answer.passes)]) if answer.passes else answer.usage
-    prices = attempt.prices.units(answer.usage.prompt_tokens).as_event_fields() if attempt.prices else {}
     return {
         "http_status": answer.http_status,
         "provider_request_id": answer.provider_request_id,
@@ -215,7 +220,7 @@ def _usage(answer: Answer, attempt: Attempt, cost: Cost) -> dict[str, Any]:
         "response_model": answer.model,
         "upstream_provider": answer.upstream_provider,
         "service_tier": answer.service_tier,
-        **usage._asdict(),
+        **answer.usage._asdict(),
         "usage_json": answer.usage_json,
         "usage_suspect": answer.usage_suspect,
         "list_cost_usd": cost.list_usd,
@@ -223,8 +228,16 @@ def _usage(answer: Answer, attempt: Attempt, cost: Cost) -> dict[str, Any]:
         "upstream_cost_usd": answer.upstream_cost_usd,
         "is_byok": answer.is_byok,
         "price_book": attempt.price_book,
-        **prices,
+        **_prices_used(answer, attempt.prices),
     }
+
+
+def _prices_used(answer: Answer, prices: ModelPrices | None) -> dict[str, Decimal | None]:
+    """The unit prices of an answer; none where its passes have several."""
+    if prices is None or any(model is not None for model, _ in answer.passes):
+        return {}
+    used = {prices.units(usage.prompt_tokens, answer.service_tier) for _, usage in _passes(answer)}
+    return used.pop().as_event_fields() if len(used) == 1 else {}
 
 
 def ceiling_broken(attempt: Attempt, cost: Cost) -> list[BaseModel]:

@@ -31,7 +31,7 @@ from ledger.errors import (
 )
 
 if TYPE_CHECKING:
-    from ledger.events import Billing, ErrorType
+    from ledger.events import ErrorType
     from router.providers.wire import Answer
     from router.types import RouteResponse
 
@@ -53,21 +53,6 @@ __all__ = [
     "UnpricedModel",
     "UnrecordedAnswer",
 ]
-
-_BILLING: dict[str, Billing] = {
-    "answered": "billed",
-    "answered_with_error": "billed",
-    "error_status": "unbilled",
-    "error_in_answer": "unbilled",
-    "never_sent": "unbilled",
-    "no_answer": "unknown",
-    "unreadable_answer": "unknown",
-}
-
-
-def billing_by(rule: str) -> Billing:
-    """The verdict each billing rule gives on an attempt."""
-    return _BILLING[rule]
 
 
 class RouterError(BughiveError):

@@ -68,6 +68,8 @@ class LLMRouter:
     "raise" raises UnrecordedAnswer, with the answer in its `response`; "warn" returns it with a log
     line. Either way its events wait in this process and are written as soon as that is possible. A
     request that cannot be recorded before it is sent is refused, whatever is set here.
+
+    Raises InvalidRequest for a setting that cannot be meant.
     """
 
     def __init__(

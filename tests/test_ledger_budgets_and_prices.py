@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal, localcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from ledger.budgets import Balance, Hold, Limit, ceiling_usd, check, prompt_tokens_at_most
 from ledger.errors import BudgetExceeded, SettingsError, UnpricedModel
 from ledger.money import dollars, pico, usd
-from ledger.prices import LongContext, ModelPrices, PriceBook, UnitPrices, Usage, list_cost_usd
-from ledger.settings import OwnPrice
+from ledger.prices import LongContext, ModelPrices, PriceBook, ServiceTier, UnitPrices, Usage, list_cost_usd
+from ledger.settings import OwnPrice, Settings
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 D = Decimal
@@ -91,6 +92,13 @@ def test_own_prices_replace_those_that_ship_and_the_book_is_another() -> None:
         ({"long_context": [{}]}, "above_tokens must be a number of tokens, not None"),
         ({"long_context": [{"above": 1}]}, "unknown key 'above' in long_context"),
         ({"long_context": 200_000}, "long_context must be tables"),
+        ({"service_tiers": "batch"}, "service_tiers must be tables"),
+        ({"service_tiers": {"batch": 0.5}}, "service_tiers must be tables"),
+        ({"service_tiers": {"batch": {"input": D(-1)}}}, r"service_tiers\.batch: input must be between 0"),
+        ({"service_tiers": {"batch": {"output": D("0.1234567")}}}, r"batch: output must have at most six"),
+        ({"service_tiers": {"batch": {"factor": D(1)}}}, r"service_tiers\.batch: unknown key 'factor'"),
+        ({"service_tiers": {"batch": {"long_context": [{}]}}}, r"service_tiers\.batch: above_tokens must be"),
+        ({"service_tiers": {"standard": {"input": D(1)}}}, "prices of the standard tier stand in the entry"),
     ],
 )
 def test_a_price_that_cannot_be_meant_is_named(fields: dict[str, Any], complaint: str) -> None:
@@ -126,6 +134,65 @@ def test_above_its_threshold_the_dearer_price_applies_to_all_tokens() -> None:
     model = prices(input="1", output="2")._replace(long_context=(LongContext(200_000, dear),))
     assert model.units(200_000) == model.base
     assert model.units(200_001) == dear
+
+
+def test_an_answer_of_a_service_tier_has_that_tiers_prices_or_none() -> None:
+    batch = {"input": D("0.5"), "long_context": [{"above_tokens": 200_000, "input": D("0.75")}]}
+    book = PriceBook.load([own(input=D(1), output=D(2), service_tiers={"batch": batch})])
+    model = book.at("openrouter", "own/model", NOON)
+    assert model is not None
+    for standard in (None, "standard", "default"):
+        assert model.units(10, standard) == UnitPrices(input=D(1), output=D(2))
+    assert model.units(10, "batch") == UnitPrices(input=D("0.5"))
+    assert model.units(200_001, "batch") == UnitPrices(input=D("0.75"))
+    assert model.units(10, "priority") == UnitPrices()
+    assert list_cost_usd(model.units(10, "batch"), Usage(output_tokens=1)) is None
+    assert list_cost_usd(model.units(10, "priority"), Usage(input_tokens=1)) is None
+
+
+def test_another_price_of_a_service_tier_makes_another_book() -> None:
+    def book(price: str) -> str:
+        return PriceBook.load([own(input=D(1), service_tiers={"batch": {"input": D(price)}})]).hash
+
+    assert book("0.5") == book("0.50") != book("0.51")
+
+
+def test_a_ceiling_is_at_the_dearest_service_tier() -> None:
+    dear = ServiceTier("priority", UnitPrices(input=D(2), output=D(3)))
+    model = prices(input="1", output="1")
+    both = [
+        ceiling_usd(entry, b"x", message_count=1, has_tools=False, max_tokens=100)
+        for entry in (model._replace(service_tiers=(dear,)), model._replace(base=dear.base))
+    ]
+    assert both[0] == both[1]
+
+
+def test_service_tiers_are_written_in_bughive_toml_as_tables(tmp_path: Path) -> None:
+    (tmp_path / "bughive.toml").write_text("""
+        [[prices]]
+        provider = "openrouter"
+        model = "own/model"
+        from = 2026-01-01
+        input = 2
+        output = 10
+
+        [prices.service_tiers.priority]
+        input = 4
+        output = 20
+    """)
+    model = PriceBook.load(Settings.load(tmp_path, {}).prices).at("openrouter", "own/model", NOON)
+    assert model is not None
+    assert model.units(1, "priority") == UnitPrices(input=D(4), output=D(20))
+
+    (tmp_path / "bughive.toml").write_text("""
+        [[prices]]
+        provider = "openrouter"
+        model = "own/model"
+        from = 2026-01-01
+        service_tiers = { flex = { input = -1 } }
+    """)
+    with pytest.raises(SettingsError, match=r"bughive\.toml, line 2: .* service_tiers\.flex: input must be"):
+        PriceBook.load(Settings.load(tmp_path, {}).prices)
 
 
 @given(
@@ -198,6 +265,17 @@ def test_money_is_exact_whatever_decimal_context_the_program_has_set() -> None:
                 Hold("a", "r", None, "t", "FAST", "m", D("0.0000002")),
             )
     assert ceiling == ceiling_usd(model, b"x" * 9_999_999, message_count=1, has_tools=False, max_tokens=7)
+
+
+def test_a_book_is_the_same_whatever_decimal_context_the_program_has_set() -> None:
+    entry = own(input=D("123.456789"), service_tiers={"batch": {"input": D("61.728394")}})
+    with localcontext() as context:
+        context.prec = 3
+        narrow = PriceBook.load([entry])
+        with pytest.raises(SettingsError, match="at most six decimals"):
+            PriceBook.load([own(input=D("123.4567891"))])
+    assert narrow.hash == PriceBook.load([entry]).hash
+    assert narrow.hash != PriceBook.load([own(input=D("123"))]).hash
 
 
 @pytest.mark.parametrize(

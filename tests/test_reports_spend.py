@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +18,7 @@ from played import History
 
 from ledger.errors import NoSuchSession
 from reports.options import Period, UsageError, period
+from reports.render import write
 from reports.spend import KEYS, spend_report
 
 CRAWL = """
@@ -69,8 +73,11 @@ def test_the_report_of_a_session(ledger: Path) -> None:
         "cache_write_tokens": 0,
         "output_tokens": 255,
         "reasoning_tokens": 10,
+        "billed_attempts": 3,
+        "unbilled_attempts": 2,
         "unpriced_attempts": 1,
         "unlisted_attempts": 1,
+        "unpriced": {"attempts": 1, "ceiling_usd": None},
         "in_doubt": {"attempts": 1, "ceiling_usd": Decimal("0.01")},
         "in_flight": {"attempts": 0, "ceiling_usd": Decimal(0)},
         "first_at": "2026-11-22T22:30:00.000000Z",
@@ -111,6 +118,71 @@ def test_a_list_cost_says_how_many_attempts_it_lacks(tmp_path: Path) -> None:
     assert report.data()["cost_usd"] == FAST_COST + Decimal("0.00001")
     assert report.document().facts[0].note == "at list prices $0.000108 without 1 attempt that has none"
     history.close()
+
+
+VERDICTS = """
+    session=s-1
+        FAST        429
+        FAST        refused
+        FAST        ok        in=1000 out=200
+    session=s-1
+        FAST        timeout   ceiling=0.5
+        REASONING   ok        in=10 list=none ceiling=0.25
+    session=s-1
+        FAST        pending   ceiling=0.125
+"""
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    history = History(tmp_path_factory.mktemp("verdicts") / "ledger")
+    history.play(VERDICTS)
+    yield history.path
+    history.close()
+
+
+def written(path: Path, format: str) -> str:
+    out = io.StringIO()
+    write(spend_report(path, session_id="s-1"), format, out)
+    return out.getvalue()
+
+
+def test_what_was_spent_what_was_not_and_what_is_in_doubt_add_up_to_all_attempts(verdicts: Path) -> None:
+    report = spend_report(verdicts, session_id="s-1").data()
+
+    assert report["cost_usd"] == FAST_COST
+    assert (report["billed_attempts"], report["unbilled_attempts"]) == (2, 2)
+    assert report["unpriced"] == {"attempts": 1, "ceiling_usd": Decimal("0.25")}
+    assert report["in_doubt"] == {"attempts": 1, "ceiling_usd": Decimal("0.5")}
+    assert report["in_flight"] == {"attempts": 1, "ceiling_usd": Decimal("0.125")}
+    assert report["attempts"] == 2 + 2 + 1 + 1
+
+
+def test_every_format_says_what_was_spent_what_was_not_and_what_is_in_doubt(verdicts: Path) -> None:
+    facts = [" ".join(line.split()) for line in written(verdicts, "table").splitlines()]
+    assert "Cost $0.000108 at list prices $0.000108 without 1 attempt that has none" in facts
+    assert "Unbilled 2 attempts that cost nothing" in facts
+    assert "Unpriced 1 attempts not in the cost, at most $0.250000" in facts
+    assert "In doubt 1 attempts not in the cost, at most $0.500000" in facts
+
+    markdown = written(verdicts, "markdown").splitlines()
+    assert "| Unbilled | 2 | attempts that cost nothing |" in markdown
+    assert "| In doubt | 1 | attempts not in the cost, at most $0.500000 |" in markdown
+
+    rows = {row["tier"]: row for row in csv.DictReader(written(verdicts, "csv").splitlines())}
+    assert {name: rows["FAST"][name] for name in rows["FAST"] if "bill" in name or "doubt" in name} == {
+        "billed_attempts": "1",
+        "unbilled_attempts": "2",
+        "in_doubt_attempts": "1",
+        "in_doubt_ceiling_usd": "0.500000000000",
+    }
+    assert rows["REASONING"]["unpriced_ceiling_usd"] == "0.250000000000"
+    assert rows["REASONING"]["cost_usd"] == ""
+
+    data = json.loads(written(verdicts, "json"))
+    assert (data["cost_usd"], data["unbilled_attempts"]) == ("0.000108000000", 2)
+    assert data["in_doubt"] == {"attempts": 1, "ceiling_usd": "0.500000000000"}
+    assert data["by_tier"][1]["in_doubt_ceiling_usd"] == "0.500000000000"
 
 
 def test_an_empty_ledger_has_cost_nothing(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from ledger.events import AttemptFailed, AttemptSucceeded
 from ledger.prices import PriceBook, Usage
+from ledger.secrecy import scrubbed
 from router import books
 from router.catalog import Route
 from router.errors import InvalidRequest, ProviderError
 from router.providers import anthropic, openrouter
 from router.providers.failures import error_type_of
-from router.providers.wire import Answer, Reply, compact, decoded, encoded, name, plain, scrubbed
+from router.providers.wire import Answer, Reply, compact, decoded, encoded, name, plain
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 BOOK = PriceBook.load()
@@ -167,6 +168,23 @@ def test_usage_is_kept_verbatim_even_where_a_tool_speaks_of_usage_too() -> None:
     assert json.loads(answer.usage_json or "") == {"input_tokens": 3, "output_tokens": 4.0}
     assert answer.tool_calls[0]["input"] == {"usage": {"cost": 1.5}}
     assert type(answer.tool_calls[0]["input"]["usage"]["cost"]) is float
+
+
+def test_what_looks_like_a_key_is_not_kept_even_in_a_usage() -> None:
+    answer = chat_usage('{"prompt_tokens": "sk-or-v1-0123456789abcdef", "completion_tokens": 1}')
+
+    assert answer.usage_json == '{"prompt_tokens": "[key]", "completion_tokens": 1}'
+    assert "0123456789abcdef" not in (answer.usage_suspect or "")
+
+
+@pytest.mark.parametrize("by_age", [{}, {"cache_creation": None}])
+def test_older_answers_do_not_break_cache_writes_down_and_are_said_not_to(by_age: dict[str, Any]) -> None:
+    usage = {"input_tokens": 1, "output_tokens": 1, "cache_creation_input_tokens": 100, **by_age}
+    answer = claude(usage)
+
+    assert answer.usage.cache_write_5m_tokens == 100
+    assert "cache_creation_input_tokens (100) exceed 5m + 1h (0)" in (answer.usage_suspect or "")
+    assert answer.usage_known
 
 
 def test_cache_writes_beyond_their_breakdown_are_5m_writes_and_said_to_be() -> None:

@@ -18,6 +18,8 @@
 -- unlisted_attempts: billed attempts that list_cost_usd lacks, as the book has no price for all they used
 -- in_doubt_attempts: attempts that were sent and whose outcome is not known; cost_usd lacks them
 -- in_flight_attempts: attempts without an outcome so far; cost_usd lacks them
+-- unpriced_ceiling_usd: USD; the most that unpriced_attempts can have cost; NULL: not known of all
+-- in_doubt_ceiling_usd: USD; the most that in_doubt_attempts can have cost; NULL: not known of all
 with counted as (
     select session_id, tier, 1 as requests, 0 as attempts from requests
     union all by name
@@ -40,7 +42,17 @@ summed as (
         count(*) filter (where is_unpriced) as unpriced_attempts,
         count(*) filter (where is_unlisted) as unlisted_attempts,
         count(*) filter (where billing = 'unknown') as in_doubt_attempts,
-        count(*) filter (where outcome = 'in_flight') as in_flight_attempts
+        count(*) filter (where outcome = 'in_flight') as in_flight_attempts,
+        if(
+            bool_or(is_unpriced and reserved_usd is null),
+            null,
+            coalesce(sum(reserved_usd) filter (where is_unpriced), 0)
+        ) as unpriced_ceiling_usd,
+        if(
+            bool_or(billing = 'unknown' and reserved_usd is null),
+            null,
+            coalesce(sum(reserved_usd) filter (where billing = 'unknown'), 0)
+        ) as in_doubt_ceiling_usd
     from counted
     group by session_id, tier
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ledger.prices import Usage
+from ledger.prices import STANDARD_TIERS, Usage
 from router.errors import ProviderError
 from router.messages import anthropic_history
 from router.params import Asked, Told, log_changes, told
@@ -14,6 +14,7 @@ from router.providers.failures import failure_in_answer, failure_of_status, fail
 from router.providers.wire import (
     Answer,
     Numbers,
+    Pass,
     Reply,
     added,
     arguments,
@@ -132,7 +133,9 @@ def _answer(message: Mapping[str, Any], reply: Reply, request_id: str | None) ->
     blocks = rows(message.get("content"))
     calls = tuple(_tool_call(block) for block in blocks if block.get("type") == "tool_use")
     numbers = Numbers()
-    usage, passes = read_usage(table(message.get("usage")), numbers)
+    reported = table(message.get("usage"))
+    model = name(message.get("model"))
+    usage, passes = read_usage(reported, model, numbers)
     stop = name(message.get("stop_reason"))
     return Answer(
         content="".join(str(block.get("text") or "") for block in blocks if block.get("type") == "text"),
@@ -141,9 +144,9 @@ def _answer(message: Mapping[str, Any], reply: Reply, request_id: str | None) ->
         passes=passes,
         stop_reason=stop or ("tool_use" if calls else "end_turn"),
         provider_stop_reason=stop,
-        model=name(message.get("model")),
+        model=model,
         id=name(message.get("id")),
-        service_tier=name(table(message.get("usage")).get("service_tier")),
+        service_tier=_service_tier(reported),
         usage_json=verbatim(reply.body, message.get("usage")),
         usage_suspect=numbers.suspect(),
         usage_known=numbers.known,
@@ -156,49 +159,61 @@ def _tool_call(block: Mapping[str, Any]) -> ToolCall:
     return arguments(str(block.get("id") or ""), block.get("name"), block.get("input"))
 
 
-def read_usage(reported: Mapping[str, Any], numbers: Numbers) -> tuple[Usage, tuple[tuple[str, Usage], ...]]:
-    """Tokens by bucket, and further passes of other models.
+def _service_tier(reported: Mapping[str, Any]) -> str | None:
+    """What sets the price, as one name: the tier, fast mode and inference in one country, as in fast+us."""
+    tier = name(reported.get("service_tier"))
+    speed = name(reported.get("speed"))
+    dearer = [word for word in (tier, speed) if word not in STANDARD_TIERS]
+    if reported.get("inference_geo") == "us":
+        dearer.append("us")
+    return name("+".join(dearer)) if dearer else tier
 
-    Compaction and advisor passes stand only in `iterations`, and are billed: the passes of the
-    model asked are summed, those that name another model are given apart.
+
+def read_usage(
+    reported: Mapping[str, Any], model: str | None, numbers: Numbers
+) -> tuple[Usage, tuple[Pass, ...]]:
+    """Tokens by bucket, and its parts where a model ran more than once.
+
+    Compaction and advisor passes stand only in `iterations`, and are billed, each at the price of
+    its own model. What stands beside them is the sum of some of the passes of `model`.
     """
-    usage = _buckets(reported, numbers)
-    iterations = rows(reported.get("iterations"))
-    if not iterations:
-        return usage, ()
-    own = [_buckets(row, numbers) for row in iterations if not row.get("model")]
-    others = tuple(
-        (name(row["model"]) or "?", _buckets(row, numbers)) for row in iterations if row.get("model")
-    )
-    summed = added(own) if own else Usage()
-    if summed.prompt_tokens < usage.prompt_tokens or summed.output_tokens < usage.output_tokens:
-        numbers.problems.append("iterations add up to less than the whole; the whole is taken")
-        summed = usage
-    reasoning = max(summed.reasoning_tokens, usage.reasoning_tokens)
-    merged = summed._replace(reasoning_tokens=reasoning, web_search_requests=usage.web_search_requests)
-    return merged, others
+    at_top = Numbers()
+    top = _buckets(reported, at_top)
+    searches = numbers.searches(table(reported.get("server_tool_use")), free=("web_fetch_requests",))
+    passes = _passes(reported.get("iterations"), model, numbers)
+    numbers.problems += at_top.problems
+    own = added([Usage(), *(part.usage for part in passes if part.model is None)])
+    if passes and own.prompt_tokens >= top.prompt_tokens and own.output_tokens >= top.output_tokens:
+        if searches:  # billed once, whichever pass made them
+            passes.append(Pass(None, Usage(web_search_requests=searches)))
+    else:
+        if passes:
+            numbers.doubt("iterations add up to less than the whole; the whole is taken")
+        numbers.known = numbers.known and at_top.known
+        others = [part for part in passes if part.model is not None]
+        passes = [Pass(None, top._replace(web_search_requests=searches)), *others]
+    whole = added(part.usage for part in passes)
+    reasoning = max(whole.reasoning_tokens, top.reasoning_tokens)
+    return whole._replace(reasoning_tokens=reasoning), tuple(passes) if len(passes) > 1 else ()
+
+
+def _passes(iterations: Any, model: str | None, numbers: Numbers) -> list[Pass]:
+    found = rows(iterations)
+    if iterations and not (isinstance(iterations, list) and len(found) == len(iterations)):
+        numbers.doubt("iterations are not a list of passes")
+    passes = []
+    for row in found:
+        other = name(row.get("model"))
+        passes.append(Pass(None if other == model else other, _buckets(row, numbers)))
+    return passes
 
 
 def _buckets(reported: Mapping[str, Any], numbers: Numbers) -> Usage:
-    written = numbers.count(reported, "cache_creation_input_tokens")
-    by_age = table(reported.get("cache_creation"))
-    for_5m = numbers.count(by_age, "ephemeral_5m_input_tokens")
-    for_1h = numbers.count(by_age, "ephemeral_1h_input_tokens")
-    if written > for_5m + for_1h:
-        if by_age:
-            numbers.problems.append(
-                f"cache_creation_input_tokens ({written}) exceed 5m + 1h ({for_5m + for_1h});"
-                " the rest is taken as 5m"
-            )
-        for_5m = written - for_1h
-    elif written < for_5m + for_1h:
-        numbers.problems.append(
-            f"5m + 1h ({for_5m + for_1h}) exceed cache_creation_input_tokens ({written}); taken as they are"
-        )
     output = numbers.required(reported, "output_tokens")
     reasoning = numbers.count(table(reported.get("output_tokens_details")), "thinking_tokens")
     if reasoning > output:
-        numbers.problems.append(f"thinking_tokens ({reasoning}) exceed output_tokens ({output})")
+        numbers.doubt(f"thinking_tokens ({reasoning}) exceed output_tokens ({output})")
+    for_5m, for_1h = _written(reported, numbers)
     return Usage(
         input_tokens=numbers.required(reported, "input_tokens"),
         cache_read_tokens=numbers.count(reported, "cache_read_input_tokens"),
@@ -206,5 +221,21 @@ def _buckets(reported: Mapping[str, Any], numbers: Numbers) -> Usage:
         cache_write_1h_tokens=for_1h,
         output_tokens=output,
         reasoning_tokens=min(reasoning, output),
-        web_search_requests=numbers.count(table(reported.get("server_tool_use")), "web_search_requests"),
     )
+
+
+def _written(reported: Mapping[str, Any], numbers: Numbers) -> tuple[int, int]:
+    """Tokens written to the 5-minute and the 1-hour cache; what is told of neither is of the first."""
+    written = numbers.count(reported, "cache_creation_input_tokens")
+    by_age = table(reported.get("cache_creation"))
+    for_5m = numbers.count(by_age, "ephemeral_5m_input_tokens")
+    for_1h = numbers.count(by_age, "ephemeral_1h_input_tokens")
+    if written < for_5m + for_1h:
+        numbers.doubt(f"5m + 1h ({for_5m + for_1h}) exceed cache_creation_input_tokens ({written})")
+        return for_5m, for_1h
+    if written > for_5m + for_1h:
+        numbers.note(
+            f"cache_creation_input_tokens ({written}) exceed 5m + 1h ({for_5m + for_1h});"
+            " the rest is taken as 5m"
+        )
+    return written - for_1h, for_1h

@@ -149,6 +149,7 @@ def _answer(
     reported = table(completion.get("usage"))
     numbers = Numbers()
     usage = read_usage(reported, numbers)
+    _check_extras(message, usage, numbers)
     cost, upstream_cost = _costs(reported, numbers)
     finish = name(choice.get("finish_reason"))
     return Answer(
@@ -163,7 +164,7 @@ def _answer(
         upstream_cost_usd=upstream_cost,
         is_byok=reported["is_byok"] if isinstance(reported.get("is_byok"), bool) else None,
         upstream_provider=name(completion.get("provider")),
-        service_tier=name(completion.get("service_tier")),
+        service_tier=name(completion.get("service_tier")) or name(reported.get("service_tier")),
         usage_json=verbatim(reply.body, completion.get("usage")),
         usage_suspect=numbers.suspect(),
         usage_known=numbers.known,
@@ -194,6 +195,15 @@ def _stop_reason(finish: str | None, has_calls: bool, message: Mapping[str, Any]
     return _STOP_REASONS.get(finish, finish)
 
 
+def _check_extras(message: Mapping[str, Any], usage: Usage, numbers: Numbers) -> None:
+    """What is billed and shows in the message alone: searches that are not counted, files that were read."""
+    kinds = {str(row.get("type")) for row in rows(message.get("annotations"))}
+    if "url_citation" in kinds and not usage.web_search_requests:
+        numbers.doubt("the web was searched, and web_search_requests is not reported")
+    if "file" in kinds:
+        numbers.has_no_price()
+
+
 def read_usage(reported: Mapping[str, Any], numbers: Numbers) -> Usage:
     """Tokens by bucket: what is cached is taken out of the prompt, what was thought stays in the output."""
     details = table(reported.get("prompt_tokens_details"))
@@ -201,16 +211,21 @@ def read_usage(reported: Mapping[str, Any], numbers: Numbers) -> Usage:
     cached = numbers.count(details, "cached_tokens")
     written = numbers.count(details, "cache_write_tokens")
     if cached + written > prompt:
-        numbers.problems.append(
+        numbers.doubt(
             f"cached_tokens ({cached}) + cache_write_tokens ({written}) exceed prompt_tokens ({prompt})"
         )
     output, reasoning = _output(reported, prompt, numbers)
+    tools = table(reported.get("server_tool_use_details")) or table(reported.get("server_tool_use"))
+    answered = table(reported.get("completion_tokens_details"))
+    if details.get("audio_tokens") or answered.get("audio_tokens") or answered.get("image_tokens"):
+        numbers.has_no_price()  # they have prices of their own
     return Usage(
         input_tokens=max(prompt - cached - written, 0),
         cache_read_tokens=cached,
         cache_write_5m_tokens=written,
         output_tokens=output,
         reasoning_tokens=reasoning,
+        web_search_requests=numbers.searches(tools),
     )
 
 
@@ -220,14 +235,12 @@ def _output(reported: Mapping[str, Any], prompt: int, numbers: Numbers) -> tuple
     reasoning = numbers.count(table(reported.get("completion_tokens_details")), "reasoning_tokens")
     total = numbers.count(reported, "total_tokens")
     if reasoning and total == prompt + completion + reasoning:
-        numbers.problems.append(
-            f"reasoning_tokens ({reasoning}) are counted beside completion_tokens ({completion})"
-        )
+        numbers.doubt(f"reasoning_tokens ({reasoning}) are counted beside completion_tokens ({completion})")
         return completion + reasoning, reasoning
     if reasoning > completion:
-        numbers.problems.append(f"reasoning_tokens ({reasoning}) exceed completion_tokens ({completion})")
+        numbers.doubt(f"reasoning_tokens ({reasoning}) exceed completion_tokens ({completion})")
     if total and total != prompt + completion:
-        numbers.problems.append(f"total_tokens ({total}) are not prompt + completion ({prompt + completion})")
+        numbers.doubt(f"total_tokens ({total}) are not prompt + completion ({prompt + completion})")
     return completion, min(reasoning, completion)
 
 
@@ -238,10 +251,16 @@ def _costs(reported: Mapping[str, Any], numbers: Numbers) -> tuple[Decimal | Non
     """
     cost = numbers.cost(reported, "cost")
     upstream = numbers.cost(table(reported.get("cost_details")), "upstream_inference_cost")
-    if reported.get("is_byok") is not True:
+    is_byok = reported.get("is_byok")
+    if not is_byok:
         return cost, upstream
-    if upstream is None or cost is None:
-        numbers.problems.append("is_byok, and a part of the cost is not reported")
-        numbers.known = False
+    if is_byok is not True:
+        numbers.doubt(f"is_byok is {compact(is_byok)[:40]}, neither true nor false")
         return None, upstream
-    return usd(total([cost, upstream])), upstream
+    if upstream is None or cost is None:
+        numbers.doubt("is_byok, and a part of the cost is not reported")
+        return None, upstream
+    billed = usd(total([cost, upstream]))
+    if billed is None:
+        numbers.doubt("cost and upstream_inference_cost add up to no amount that can be meant")
+    return billed, upstream

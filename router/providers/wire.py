@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from json.encoder import encode_basestring_ascii as _quoted
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ledger.events import plain_text
 from ledger.money import usd
 from ledger.prices import Usage
+from ledger.secrecy import scrubbed
 from router.errors import InvalidRequest
 from router.types import ClientResponse, ToolCall, UsageReport
 
@@ -43,6 +44,7 @@ def _whole(spelt: str) -> int | Decimal:
 _DECODER = json.JSONDecoder(parse_float=_exact, parse_constant=_exact)
 _PATIENT_DECODER = json.JSONDecoder(parse_float=_exact, parse_constant=_exact, parse_int=_whole)
 _USAGE_BOUND = 60_000
+_NAME_LOOKED_AT = 4_000  # characters; 256 are kept
 
 
 class Reply(NamedTuple):
@@ -53,15 +55,23 @@ class Reply(NamedTuple):
     body: bytes
 
 
+class Pass(NamedTuple):
+    """One run of a model inside an answer; `model` None: the one that was asked."""
+
+    model: str | None
+    usage: Usage
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model answered, and what it used.
 
     `cost_usd` is what the provider says it billed, None where it does not say; with one's own
-    upstream key (`is_byok`) `upstream_cost_usd` is in it. `passes` are further runs of a model
-    inside this answer that `usage` leaves out because they are billed at another model's price.
-    `usage_suspect` says why the provider's numbers cannot all be right; not `usage_known`: they do
-    not even say how many tokens went in and came out.
+    upstream key (`is_byok`) `upstream_cost_usd` is in it. `usage` is all of it; where a model ran
+    several times `passes` are its parts, each with a price of its own.
+    `service_tier` is what the price depends on; None: the provider says nothing of it.
+    `usage_suspect` says why the provider's numbers cannot all be right; not `usage_known`: what was
+    billed is not, or not only, what `usage` counts, so that it has no list price.
     """
 
     content: str
@@ -76,7 +86,7 @@ class Answer:
     is_byok: bool | None = None
     upstream_provider: str | None = None
     service_tier: str | None = None
-    passes: tuple[tuple[str, Usage], ...] = ()
+    passes: tuple[Pass, ...] = ()
     usage_json: str | None = None
     usage_suspect: str | None = None
     usage_known: bool = True
@@ -179,27 +189,11 @@ def rows(value: Any) -> list[Mapping[str, Any]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
-_KEYS = re.compile(
-    r"(?i:bearer\s+)[\w.~+/=-]{8,}|\b(?:sk|pk|rk|key|gsk|xai)-[\w*-]{8,}|\bAIza[\w-]{20,}|\beyJ[\w-]{10,}\.[\w.-]+"
-    r"|(?i:(?<=x-api-key)|(?<=api[_-]key)|(?<=authorization))[\"']?\s*[:=]\s*[\"']?[^\s\"',;]{8,}"
-)
-_KEY_MARK = re.compile("sk-|pk-|rk-|key|gsk|xai|AIza|eyJ|earer|EARER|uthorization|KEY")  # quick to rule out
-
-
-def scrubbed(text: str) -> str:
-    """The text without what looks like a key.
-
-    >>> scrubbed("invalid key sk-ant-api03-abcdefgh")
-    'invalid key [key]'
-    """
-    return _KEYS.sub("[key]", text) if _KEY_MARK.search(text) else text
-
-
 def name(value: Any) -> str | None:
     """A name from outside as an event may hold it; None where there is nothing to hold."""
     if value is None or isinstance(value, (dict, list, bool)):
         return None
-    text = scrubbed(str(value))
+    text = scrubbed(str(value)[:_NAME_LOOKED_AT])
     if text.isascii() and text.isprintable():
         return text[:256].strip() or None
     return plain_text(text, 256).strip() or None
@@ -227,33 +221,45 @@ def arguments(call_id: str, called: Any, text: Any) -> ToolCall:
 
 
 class Numbers:
-    """Reads a provider's numbers, and keeps a list of those that cannot be right."""
+    """Reads a provider's numbers, and keeps a list of those that cannot be right.
+
+    doubt(why)        a number is absent, or cannot be meant: what was used is no longer `known`
+    note(why)         a number was taken in the one way it can be meant
+    has_no_price()    something was billed that no usage counts and no price book prices
+    """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.known = True
 
+    def doubt(self, why: str) -> None:
+        self.problems.append(why)
+        self.known = False
+
+    def note(self, why: str) -> None:
+        self.problems.append(why)
+
+    def has_no_price(self) -> None:
+        self.known = False
+
     def required(self, source: Mapping[str, Any], key: str) -> int:
         """A count without which it is not known what was used."""
-        before = len(self.problems)
-        counted = self.count(source, key)
         if source.get(key) is None:
-            self.problems.append(f"{key} is not reported")
-        self.known = self.known and len(self.problems) == before
-        return counted
+            self.doubt(f"{key} is not reported")
+        return self.count(source, key)
 
     def count(self, source: Mapping[str, Any], key: str) -> int:
-        """A number of tokens; 0 where there is none. What is no count is clamped, and said."""
+        """A number of tokens; 0 where there is none. What is no count is bounded, and doubted."""
         value = source.get(key)
         if value is None:
             return 0
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
-            self.problems.append(f"{key} is {compact(value)[:40]}, not a number")
+            self.doubt(f"{key} is {compact(value)[:40]}, not a number")
             return 0
         if isinstance(value, int) and 0 <= value <= TOKENS_BOUND:
             return value
         bounded = self._bounded(value)
-        self.problems.append(f"{key} is {value!s:.40}, taken as {bounded}")
+        self.doubt(f"{key} is {value!s:.40}, taken as {bounded}")
         return bounded
 
     @staticmethod
@@ -262,34 +268,36 @@ class Numbers:
             return 0
         return int(min(max(value, 0), TOKENS_BOUND))
 
-    def cost(self, source: Mapping[str, Any], key: str) -> Decimal | None:
-        """An amount in USD, exactly as spelt; None where there is none, or none that can be meant.
+    def searches(self, tools: Mapping[str, Any], free: Sequence[str] = ()) -> int:
+        """How often the web was searched. No price is known for the requests of other tools."""
+        priced = ("web_search_requests", *free)
+        if any(uses and key.endswith("_requests") and key not in priced for key, uses in tools.items()):
+            self.has_no_price()
+        return self.count(tools, "web_search_requests")
 
-        Of what cannot be meant it is not known what it cost: the list price is no substitute.
-        """
+    def cost(self, source: Mapping[str, Any], key: str) -> Decimal | None:
+        """An amount in USD, exactly as spelt; None where there is none, or none that can be meant."""
         value = source.get(key)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
-            self.problems.append(f"{key} is {compact(value)[:40]}, not an amount")
-            self.known = False
+            self.doubt(f"{key} is {compact(value)[:40]}, not an amount")
             return None
         amount = usd(value)
         if amount is None or amount < 0:
-            self.problems.append(f"{key} is {value!s:.40}, which is no amount")
-            self.known = False
+            self.doubt(f"{key} is {value!s:.40}, which is no amount")
             return None
         return amount
 
     def suspect(self) -> str | None:
         """Why the numbers cannot all be right, in one bounded line; None where they can."""
-        return plain_text("; ".join(self.problems)) if self.problems else None
+        return plain_text(scrubbed("; ".join(dict.fromkeys(self.problems)))) if self.problems else None
 
 
 def verbatim(body: bytes, usage: Any) -> str | None:
     """The provider's usage object as it stands in the body, its numbers as they are spelt there.
 
-    None where there is none, or it is out of all bounds.
+    Without what looks like a key. None where there is none, or it is out of all bounds.
     """
     if not isinstance(usage, dict):
         return None
@@ -299,7 +307,5 @@ def verbatim(body: bytes, usage: Any) -> str | None:
         found, end = _DECODER.raw_decode(text)
     except ValueError:
         found, end = None, 0
-    if found == usage:
-        return text[:end]
-    written_anew = compact(usage)
-    return written_anew if len(written_anew) <= _USAGE_BOUND else None
+    told = scrubbed(text[:end] if found == usage else compact(usage))
+    return told if len(told) <= _USAGE_BOUND else None
