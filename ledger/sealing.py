@@ -66,6 +66,8 @@ def seal(ledger_path: Path, ledger_id: str, state: State, clock: Clock, *, wait_
         with only_one(ledger_path / SEAL_LOCK, wait_s, "sealing"):
             batches, _ = _listed_batches(ledger_path)
             recover_dead(ledger_path, state, clock)
+            for leftover in (ledger_path / "events").glob("date=*/*-????????.tmp"):
+                leftover.unlink()  # of a sealer that died; nobody else is at it now
             pending, damaged = _unsealed(ledger_path, coverage(batches))
             new = _seal_runs(ledger_path, ledger_id, batches, pending, clock)
             _index_sessions(ledger_path, batches + new, state)

@@ -11,13 +11,17 @@
                           [[prices]]    as in ledger/prices.toml     own prices
 
 Both files are looked for in the working directory and upwards. A path in bughive.toml is
-relative to that file.
+relative to that file. Keys belong into the environment or `.env`, which only its owner should be
+able to read: else a warning says so, once. docs/settings.md has the whole list, proxies and
+certificates included.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -26,6 +30,7 @@ from typing import Any, Literal, NamedTuple
 
 from ledger.errors import SettingsError, nearest
 from ledger.schema import TIER_ORDER
+from ledger.secrecy import Hidden, frameless, scrubbed
 
 Durability = Literal["power-loss", "process-crash"]
 DEFAULT_LEDGER = Path("data/ledger")
@@ -37,6 +42,10 @@ _TABLES = {
 _TOP_KEYS = ("ledger", "prices", "tiers")
 _PROVIDERS = ("anthropic", "openrouter")
 _DURABILITIES = ("power-loss", "process-crash")
+_READ_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
+
+_log = logging.getLogger("ledger")
+_warned_of: set[Path] = set()
 
 
 class TierSetting(NamedTuple):
@@ -69,8 +78,8 @@ class Settings:
     durability: Durability = "power-loss"
     tiers: Mapping[str, TierSetting] = field(default_factory=dict)
     prices: tuple[OwnPrice, ...] = ()
-    environ: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold keys
-    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
+    environ: Hidden = field(default_factory=lambda: Hidden({}), repr=False)  # may hold keys
+    dotenv: Hidden = field(default_factory=lambda: Hidden({}), repr=False)
 
     @classmethod
     def load(cls, start: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -79,10 +88,10 @@ class Settings:
         Raises SettingsError naming file and line for a bughive.toml that cannot be meant.
         """
         folder = (start or Path.cwd()).absolute()
-        environment = dict(os.environ if environ is None else environ)
+        environment = Hidden(os.environ if environ is None else environ)
+        del environ  # what a traceback may show of this frame holds no key
         dotenv = _read_dotenv(_find_upwards(folder, ".env"))
-        toml_path = _find_upwards(folder, "bughive.toml")
-        toml = _TomlFile.read(toml_path) if toml_path else None
+        toml = _read_toml(_find_upwards(folder, "bughive.toml"))
         named = environment.get("BUGHIVE_LEDGER") or dotenv.get("BUGHIVE_LEDGER")
         return cls(
             ledger_path=Path(named).expanduser() if named else (toml.ledger_path if toml else DEFAULT_LEDGER),
@@ -102,15 +111,33 @@ def _find_upwards(folder: Path, name: str) -> Path | None:
     return next((path for at in (folder, *folder.parents) if (path := at / name).is_file()), None)
 
 
-def _read_dotenv(path: Path | None) -> Mapping[str, str]:
+def _read_dotenv(path: Path | None) -> Hidden:
     if path is None:
-        return {}
+        return Hidden({})
     from dotenv import dotenv_values  # late: most processes have no .env
 
     try:
-        return {name: value for name, value in dotenv_values(path).items() if value is not None}
+        _warn_if_read_by_others(path)
+        return Hidden({name: value for name, value in dotenv_values(path).items() if value is not None})
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} cannot be read as a .env file: {error}") from error
+        problem = SettingsError(f"{path} cannot be read as a .env file: {error}")
+    raise problem
+
+
+def _warn_if_read_by_others(path: Path) -> None:
+    mode = path.stat().st_mode
+    if os.name == "posix" and mode & _READ_BY_OTHERS and path not in _warned_of:
+        _warned_of.add(path)
+        _log.warning("%s can be read by others (mode %03o); run: chmod 600 %s", path, mode & 0o777, path)
+
+
+def _read_toml(path: Path | None) -> _TomlFile | None:
+    """What was written into the wrong file may be a key: an error shows neither the file nor its frames."""
+    try:
+        return None if path is None else _TomlFile.read(path)
+    except SettingsError as error:
+        problem = frameless(error)
+    raise problem
 
 
 class _TomlFile:
@@ -238,7 +265,7 @@ class _TomlFile:
         return value
 
     def _wrong(self, table: str | None, key: str | None, what: str) -> SettingsError:
-        return SettingsError(f"{self._path}, line {self._line_of(table, key)}: {what}")
+        return SettingsError(f"{self._path}, line {self._line_of(table, key)}: {scrubbed(what)}")
 
     def _line_of(self, table: str | None, key: str | None) -> int:
         """The line that sets `key` in `table`: found by text, since tomllib keeps no positions."""

@@ -147,7 +147,12 @@ def _failure_of(state: RetryCallState) -> ProviderError | None:
 
 
 def retryable(error_type: ErrorType, headers: Mapping[str, str]) -> bool:
-    """Whether the same model may be asked again; the provider's own x-should-retry wins."""
+    """Whether the same model may be asked again; the provider's own x-should-retry wins.
+
+    But not over the account's own limit, which no waiting lifts.
+    """
+    if error_type == "spend_limit_reached":
+        return False
     told = {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
     return FAILURES[error_type].same_tier if told is None else told
 

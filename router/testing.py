@@ -37,6 +37,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from itertools import repeat
 from pathlib import Path
 from textwrap import shorten
 from types import TracebackType
@@ -362,8 +363,14 @@ class FakeProvider:
         self._time.sleep(reply.delay_s)
         if reply.reset:
             raise httpx.ReadError("the script resets the connection", request=request)
+        if reply.endless == "head":
+            raise httpx.RemoteProtocolError("the script's head has no end", request=request)
         response = answers.response_to(asked, reply, self._seed, prices={})
-        content = response.body if reply.cut_after is None else _cut(response.body, reply.cut_after)
+        content: bytes | Iterator[bytes] = response.body
+        if reply.endless:
+            content = repeat(b" " * 65_536)
+        elif reply.cut_after is not None:
+            content = _cut(response.body, reply.cut_after)
         return httpx.Response(response.status, headers=response.headers, content=content)
 
 

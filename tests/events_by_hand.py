@@ -13,7 +13,8 @@ from ledger.events import (
     RequestFailed,
     RequestReceived,
 )
-from ledger.ledger import Ledger, RequestLog
+from ledger.ledger import Ledger
+from ledger.request_log import RequestLog
 
 REQUEST = {"session_id": "s-1", "task": "analyze_page", "requested_tier": "REASONING"}
 ROUTE = {"tier": "REASONING", "provider": "openrouter", "model": "deepseek/deepseek-chat"}

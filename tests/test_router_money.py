@@ -130,6 +130,7 @@ VERDICTS: Mapping[str, tuple[Act, str, str]] = {
     "an answer": (says(200, GOOD_CHAT), "billed", "answered"),
     "a content filter inside 200": (says(200, ANSWER_FROM_A_FILTER), "billed", "answered"),
     "an error beside a usage": (says(200, PARTIAL), "billed", "answered_with_error"),
+    "an error beside half an answer": (says(200, chat(None, **ERROR)), "unknown", "no_answer"),
     "an error alone inside 200": (says(200, json.dumps(ERROR).encode()), "unbilled", "error_in_answer"),
     **{
         f"HTTP {status}": (says(status, json.dumps(ERROR).encode()), "unbilled", "error_status")

@@ -103,6 +103,8 @@ def test_x_should_retry_wins_both_ways() -> None:
     assert retryable("invalid_request", {"x-should-retry": "true"}) is True
     assert retryable("overloaded", {"x-should-retry": "perhaps"}) is True
 
+    assert retryable("spend_limit_reached", {"x-should-retry": "true"}) is False  # no waiting lifts it
+
     assert step(failure("overloaded", retryable=False)) == FallBack()
     assert step(failure("invalid_request", retryable=True)) == AGAIN
 

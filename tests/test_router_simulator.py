@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import anthropic
 import httpx
 import openai
 import pytest
+from certificates import certified
 
 from router.simulator import (
     Price,
@@ -27,14 +30,18 @@ from router.simulator import (
     content_filtered,
     context_length_exceeded,
     cut,
+    endless,
     error_in_answer,
+    gzip_bomb,
     insufficient_credits,
     overloaded,
     rate_limited,
+    redirect,
     reset,
     server_error,
     silent,
     spend_limit_reached,
+    truncated_gzip,
     unreadable,
 )
 
@@ -425,3 +432,46 @@ def test_as_a_process_it_prints_its_urls_and_stops_when_told(client, how):
 
 def _body() -> dict[str, Any]:
     return {"model": CHAT, "max_tokens": 1000, "messages": [{"role": "user", "content": "Look."}]}
+
+
+def test_it_speaks_https_with_a_certificate(tmp_path):
+    identity = certified(tmp_path, "localhost")
+    trusting = ssl.create_default_context(cafile=identity.trusted)
+    with Simulator(seed=7, tls=identity.server) as sim, httpx.Client(verify=trusting) as client:
+        url = sim.openrouter_url.replace("127.0.0.1", "localhost")
+        assert url.startswith("https://")
+        assert client.post(f"{url}/chat/completions", json=_body()).status_code == 200
+        with pytest.raises(httpx.ConnectError, match="mismatch"):
+            client.post(f"{sim.openrouter_url}/chat/completions", json=_body())
+
+
+@pytest.mark.parametrize("what", ["head", "body"])
+def test_what_has_no_end_ends_when_the_client_leaves(sim, client, what):
+    sim.script(CHAT, endless(what))
+
+    if what == "head":
+        with pytest.raises(httpx.RemoteProtocolError):
+            ask(client, sim)
+    else:
+        with client.stream("POST", f"{sim.openrouter_url}/chat/completions", json=_body()) as answer:
+            pieces = answer.iter_raw()
+            assert sum(len(next(pieces)) for _ in range(100)) > 100_000
+
+    assert sim.log[0].fault == "endless"
+    assert ask(client, sim).status_code == 200
+
+
+def test_a_redirect_a_cut_packing_and_a_bomb_are_what_they_say(sim, client):
+    sim.script(CHAT, redirect("http://elsewhere.example/"), truncated_gzip(), gzip_bomb(1 << 24))
+
+    assert ask(client, sim).headers["location"] == "http://elsewhere.example/"
+    with pytest.raises(EOFError):
+        gzip.decompress(_raw(client, sim))
+    packed = _raw(client, sim)
+    assert len(packed) < 100_000
+    assert len(gzip.decompress(packed)) == 1 << 24
+
+
+def _raw(client, sim):
+    with client.stream("POST", f"{sim.openrouter_url}/chat/completions", json=_body()) as answer:
+        return b"".join(answer.iter_raw())

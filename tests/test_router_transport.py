@@ -15,6 +15,7 @@ import pytest
 from one_shot_server import OK, OneShotServer, read_request
 
 from ledger.errors import SettingsError
+from ledger.secrecy import Secret
 from router.errors import ProviderError
 from router.providers import transport
 from router.providers.transport import Channel, Pool, Through, post, proxy_for
@@ -290,6 +291,40 @@ def test_a_body_that_cannot_be_unpacked_may_have_been_billed(pool: Pool, encodin
     assert failure.billing_rule == "unreadable_answer"
 
 
+@pytest.mark.parametrize("own_transport", [False, True])
+def test_a_bomb_is_not_unpacked(pool: Pool, own_transport: bool) -> None:
+    packed = gzip.compress(bytes(2 * transport.BODY_BOUND))
+
+    def act(connection: socket.socket, leaving: threading.Event) -> None:
+        read_request(connection)
+        head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+        connection.sendall(head + packed)
+
+    with OneShotServer(act) as server, httpx.HTTPTransport() as given:
+        failure = trouble(Through(given) if own_transport else pool, server.url)
+
+    assert failure.error_type == "malformed_response"
+    assert "16,777,216 bytes" in str(failure)
+
+
+def test_a_body_that_a_transport_of_ones_own_has_read_already_is_taken_as_read() -> None:
+    class Reading(httpx.HTTPTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            response = super().handle_request(request)
+            response.read()
+            return response
+
+    packed = gzip.compress(b'{"ok":true}')
+
+    def act(connection: socket.socket, leaving: threading.Event) -> None:
+        read_request(connection)
+        head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(packed)
+        connection.sendall(head + packed)
+
+    with OneShotServer(act) as server, Reading() as given:
+        assert ask(Through(given), server.url).body == b'{"ok":true}'
+
+
 def test_a_redirect_is_not_followed(pool: Pool) -> None:
     def act(connection: socket.socket, leaving: threading.Event) -> None:
         read_request(connection)
@@ -334,6 +369,18 @@ def test_a_forked_child_makes_connections_of_its_own(pool: Pool) -> None:
     assert server.connections == 2
 
 
+WRONG_PROXIES = [
+    ("socks5://user:secret@proxy.example", "socks5"),
+    ("http://user:secret@proxy.example:port", "no address"),
+    ("http://user:secret@", "names no host"),
+]
+
+
+def proxy_named(url: httpx.URL) -> str | None:
+    proxy = proxy_for(url)
+    return proxy and proxy.reveal()
+
+
 def test_a_proxy_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(variable, raising=False)
@@ -342,17 +389,18 @@ def test_a_proxy_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert proxy_for(far) is None
 
     monkeypatch.setenv("HTTPS_PROXY", "proxy.example:3128")
-    assert proxy_for(far) == "http://proxy.example:3128"
+    assert proxy_named(far) == "http://proxy.example:3128"
     assert proxy_for(httpx.URL("https://127.0.0.1/v1")) is None
 
     monkeypatch.setenv("NO_PROXY", "anthropic.com")
     assert proxy_for(far) is None
 
     monkeypatch.delenv("NO_PROXY")
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://user:secret@proxy.example")
-    with pytest.raises(SettingsError, match="socks5") as refused:
-        proxy_for(far)
-    assert "secret" not in str(refused.value)
+    for wrong, words in WRONG_PROXIES:
+        monkeypatch.setenv("HTTPS_PROXY", wrong)
+        with pytest.raises(SettingsError, match=words) as refused:
+            proxy_for(far)
+        assert "secret" not in str(refused.value)
 
 
 def test_a_call_goes_through_its_proxy() -> None:
@@ -361,7 +409,7 @@ def test_a_call_goes_through_its_proxy() -> None:
         connection.sendall(OK)
 
     with OneShotServer(act) as proxy:
-        channel = Pool(proxy.url.replace("http://", "http://user:secret@"))
+        channel = Pool(Secret(proxy.url.replace("http://", "http://user:secret@")))
         assert ask(channel, "http://far.example/v1").status == 200
         channel.close()
 
@@ -378,7 +426,8 @@ def test_a_call_goes_through_its_proxy() -> None:
         (httpx.WriteTimeout("x"), "timeout", "no_answer"),
         (httpx.ConnectError("x"), "connection_failed", "never_sent"),
         (httpx.ReadError("x"), "connection_failed", "no_answer"),
-        (httpx.RemoteProtocolError("x"), "connection_failed", "no_answer"),
+        (httpx.RemoteProtocolError("x"), "malformed_response", "unreadable_answer"),
+        (httpx.RemoteProtocolError("Server disconnected"), "connection_failed", "no_answer"),
         (ConnectionResetError("x"), "connection_failed", "no_answer"),
     ],
 )

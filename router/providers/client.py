@@ -1,11 +1,17 @@
-"""What both clients share: a key asked for when it is needed, one attempt, and retries without a router."""
+"""What both clients share: a key asked for when it is needed, one attempt, and retries without a router.
+
+A key is a `Secret` from the moment it is found, and no frame that may raise has it as a plain text:
+a traceback with locals shows `[key]`. What the provider says is searched for it before it is told on.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from threading import Lock
@@ -14,9 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import httpx
 
+from ledger.secrecy import SHOWN, Secret, SecretBytes, frameless, scrubbed
 from ledger.settings import Settings
 from router.catalog import Route, model_id
-from router.errors import InvalidRequest, MissingKey, RouteExhausted
+from router.errors import InvalidRequest, MissingKey, ProviderError, RouteExhausted
 from router.messages import System
 from router.policy import BACKOFF, DEADLINE_S, retrying
 from router.types import ClientResponse
@@ -31,6 +38,13 @@ DIRECT_TIER = "DIRECT"  # where the books put what a client was asked without a 
 
 
 MAX_TOKENS_BOUND = 1_000_000_000
+
+_SECRET_HEADERS = ("x-api-key", "authorization")
+_RECORDED = (  # texts of an Answer that go on the books: a key that is echoed in one is hidden
+    *("model", "id", "upstream_provider", "service_tier", "stop_reason", "provider_stop_reason"),
+    *("usage_json", "usage_suspect", "provider_request_id"),
+)
+_log = logging.getLogger("router")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +113,11 @@ class ProviderClient:
         tracker: CostTracker | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._given_key = Secret.of(api_key)
+        self._given_url = Secret.of(base_url)
+        del api_key, base_url  # of what a traceback may show
         self.timeout_s = seconds("timeout", timeout)
         self.max_retries = whole_number("max_retries", max_retries, at_least=0)
-        self._given_key = api_key
-        self._given_url = base_url
         self._transport = transport
         self._channel: Channel | None = None
         self._tracker = tracker
@@ -124,16 +139,49 @@ class ProviderClient:
         return self.dialect.request_body(call, model, max_price)
 
     def send(self, body: bytes, timeout_s: float) -> Answer:
-        """One attempt. Raises ProviderError where it gives no answer, MissingKey without a key."""
+        """One attempt. Raises ProviderError where it gives no answer, and as require_key() does."""
         from router.providers.transport import post
 
         channel = self._channel or self._open_channel()
-        reply = post(channel, self.provider, self._url, self._headers, body, timeout_s)
-        return self.dialect.read_reply(reply)
+        outcome = self._read(post(channel, self.provider, self._url, self._headers, body, timeout_s))
+        if isinstance(outcome, ProviderError):
+            raise outcome
+        return outcome
+
+    def _read(self, reply: Reply) -> Answer | ProviderError:
+        """What a reply says, without this client's own key; a failure is returned as if raised by the caller.
+
+        The frames of the reading hold the reply, which may echo the key: they do not travel with the failure.
+        """
+        try:
+            return self._without_key(self.dialect.read_reply(reply))
+        except ProviderError as failure:
+            told = failure
+        except RecursionError:
+            from router.providers.failures import failure_to_read
+
+            return failure_to_read(self.provider, reply, "nested too deeply", None)
+        hidden = self._key.hidden_in(text := reply.body.decode("latin-1"))
+        headers = {name: self._key.hidden_in(value) for name, value in reply.headers.items()}
+        if hidden is not text or headers != dict(reply.headers):
+            try:
+                self.dialect.read_reply(reply._replace(body=hidden.encode("latin-1"), headers=headers))
+            except ProviderError as failure:
+                told = failure
+        return frameless(told)
+
+    def _without_key(self, answer: Answer) -> Answer:
+        hidden: dict[str, Any] = {
+            name: told
+            for name in _RECORDED
+            if (said := getattr(answer, name)) and (told := self._key.hidden_in(said)) is not said
+        }
+        return replace(answer, **hidden) if hidden else answer
 
     def require_key(self) -> None:
-        """Raise MissingKey now, rather than at the first attempt."""
+        """Raise now, rather than at the first attempt: MissingKey, InvalidRequest, SettingsError."""
         _ = self._headers
+        _ = self._channel or self._open_channel()
 
     def _answer(
         self, call: Call, model: str, task: str, session_id: str | None, tags: Mapping[str, str] | None
@@ -147,7 +195,12 @@ class ProviderClient:
         from router.providers.wire import encoded
 
         body = encoded(self.body(call, named))
-        answer: Answer = retrying(self.max_retries, sleep=self._sleep)(self.send, body, self.timeout_s)
+        ends_at = time.monotonic() + DEADLINE_S
+
+        def attempt() -> Answer:
+            return self.send(body, min(self.timeout_s, max(ends_at - time.monotonic(), 0.001)))
+
+        answer: Answer = retrying(self.max_retries, sleep=self._sleep)(attempt)
         return answer.as_response(named)
 
     def _booked(
@@ -181,16 +234,15 @@ class ProviderClient:
 
     @cached_property
     def _url(self) -> httpx.URL:
-        base = self._given_url or self._settings.get(self.url_variable) or self.default_base_url
-        try:
-            url = httpx.URL(base.rstrip("/") + self.path)
-        except httpx.InvalidURL as error:
-            raise InvalidRequest(f"base_url {base!r} is no address: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
-            raise InvalidRequest(
-                f"base_url must begin with http:// or https:// and name a host, not {base!r}"
+        base = self._given_url or Secret.of(self._settings.get(self.url_variable))
+        url = _parsed(base or Secret(self.default_base_url), self.path)
+        if isinstance(url, str):
+            raise InvalidRequest(url)
+        if url.userinfo:
+            _log.warning(
+                "the user and password in the base_url of %s are not sent; leave them out", self.provider
             )
-        return url
+        return url.copy_with(userinfo=b"")
 
     @cached_property
     def _headers(self) -> list[tuple[bytes, bytes]]:
@@ -198,19 +250,25 @@ class ProviderClient:
             "host": self._url.netloc.decode("ascii"),
             "content-type": "application/json",
             "user-agent": "bughive-costs",
-            **self._auth(self._key()),
         }
-        return [(name.encode(), value.encode()) for name, value in headers.items()]
+        return [
+            *((name.encode(), value.encode()) for name, value in headers.items()),
+            *(
+                (name.encode(), SecretBytes(value.encode()) if name in _SECRET_HEADERS else value.encode())
+                for name, value in self._auth(self._key.reveal()).items()
+            ),
+        ]
 
-    def _key(self) -> str:
-        key = (self._given_key or self._settings.get(self.key_variable) or "").strip()
-        if not key:
+    @cached_property
+    def _key(self) -> Secret:
+        key = Secret.of(_trimmed(self._given_key or Secret.of(self._settings.get(self.key_variable))))
+        if key is None:
             raise MissingKey(
                 f"no key for {self.provider}: set {self.key_variable} in the environment or in .env,"
                 " or pass api_key=",
                 variable=self.key_variable,
             )
-        if not (key.isascii() and key.isprintable()):
+        if not (key.reveal().isascii() and key.reveal().isprintable()):
             raise MissingKey(
                 f"the key for {self.provider} holds characters no key has; check {self.key_variable}",
                 variable=self.key_variable,
@@ -218,12 +276,15 @@ class ProviderClient:
         return key
 
     def _open_channel(self) -> Channel:
-        from router.providers.transport import Pool, Through, proxy_for
+        from router.providers.transport import Pool, Through, certificates_for, proxy_for
 
         with self._lock:
             if self._channel is None:
                 given = self._transport
-                self._channel = Pool(proxy_for(self._url)) if given is None else Through(given)
+                if given is None:
+                    self._channel = Pool(proxy_for(self._url), certificates_for(self._url))
+                else:
+                    self._channel = Through(given)
             return self._channel
 
     def close(self) -> None:
@@ -325,6 +386,22 @@ class OpenRouterClient(ProviderClient):
 
     def _auth(self, key: str) -> dict[str, str]:
         return {"authorization": f"Bearer {key}", "x-title": "BugHive"}
+
+
+def _trimmed(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.reveal().strip()
+
+
+def _parsed(base: Secret, path: str) -> httpx.URL | str:
+    """The address of a path under a base, or in a line why there is none."""
+    shown = scrubbed(re.sub(r"[^/]*@", f"{SHOWN}@", base.reveal()))
+    try:
+        url = httpx.URL(base.reveal().rstrip("/") + path)
+    except httpx.InvalidURL as error:
+        return f"base_url {shown!r} is no address" + ("" if SHOWN in shown else f": {scrubbed(str(error))}")
+    if url.scheme not in ("http", "https") or not url.host:
+        return f"base_url must begin with http:// or https:// and name a host, not {shown!r}"
+    return url
 
 
 def _is_list(value: object) -> bool:

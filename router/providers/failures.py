@@ -4,6 +4,9 @@ an error status             failure_of_status     by the status, and by the word
 an error inside HTTP 200    failure_in_answer     by its own code, else as a 502
 an HTTP 200 with no answer  failure_to_read
 no reply, or half of one    failure_to_reach
+
+How long to wait is told by a header, else by the body, as by the edge before a provider. What was said
+is scrubbed before it is cut: of a key cut in two no half may stay.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from ledger.events import ErrorType, plain_text
+from ledger.secrecy import scrubbed
 from router.errors import ProviderError
 from router.policy import retryable, wait_told
-from router.providers.wire import Answer, Reply, scrubbed
+from router.providers.wire import Answer, Reply, decoded, table
+
+_SAID_BOUND = 20_000  # characters that are looked at; 500 are kept
 
 _STATUS: Mapping[int, ErrorType] = {
     401: "authentication_failed",
@@ -103,12 +110,13 @@ def failure_in_answer(
     """An error that came inside HTTP 200: by its own code, else as a 502."""
     error_type = error_type_of(status_of_code(code) or 502, said)
     used = partial is not None and (any(partial.usage) or bool(partial.cost_usd))
+    begun = partial is not None and bool(partial.content or partial.tool_calls)
     return _failure(
         provider,
         error_type,
         said or "an error without words inside HTTP 200",
         reply,
-        billing_rule="answered_with_error" if used else "error_in_answer",
+        billing_rule="answered_with_error" if used else "no_answer" if begun else "error_in_answer",
         request_id=request_id,
         partial=partial if used else None,
     )
@@ -143,16 +151,34 @@ def _failure(
 ) -> ProviderError:
     headers = reply.headers if reply else {}
     return ProviderError(
-        plain_text(scrubbed(said[:2_000])).strip() or error_type,
+        plain_text(scrubbed(said[:_SAID_BOUND])).strip() or error_type,
         error_type=error_type,
         provider=provider,
         retryable=retryable(error_type, headers),
         billing_rule=billing_rule,
         http_status=reply.status if reply and 100 <= reply.status <= 999 else None,
-        retry_after_s=wait_told(headers),
+        retry_after_s=wait_told(headers) if reply is None else _wait_told(reply),
         provider_request_id=request_id,
         partial=replace(partial, provider_request_id=request_id) if partial else None,
     )
+
+
+def _wait_told(reply: Reply) -> float | None:
+    """Seconds to wait by the headers of a reply, else by its body."""
+    told = wait_told(reply.headers)
+    if told is not None or b"retry" not in reply.body[:_SAID_BOUND].lower():
+        return told
+    try:
+        body = table(decoded(reply.body))
+    except ValueError:
+        return None
+    error = table(body.get("error"))
+    more = table(error.get("metadata"))
+    said = {name.lower(): value for name, value in table(more.get("headers")).items()}
+    for value in (body.get("retry_after"), error.get("retry_after"), said.get("retry-after")):
+        if isinstance(value, str | int | Decimal) and (told := wait_told({"retry-after": f"{value!s:.40}"})):
+            return told
+    return None
 
 
 def _status_line(reply: Reply, said: str) -> str:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
 
@@ -25,15 +25,27 @@ class Deadline(float):
     """Seconds from now that run out; as a float it is what it started with."""
 
     _ends_at: float
+    may_have_sent: bool
 
     def __new__(cls, timeout_s: float) -> Deadline:
         deadline = super().__new__(cls, timeout_s)
         deadline._ends_at = time.monotonic() + timeout_s
+        deadline.may_have_sent = True
         return deadline
 
     def left(self) -> float:
         """Seconds that remain; negative once it has passed."""
         return self._ends_at - time.monotonic()
+
+    def watch_proxy(self) -> Callable[[str, Mapping[str, Any]], None]:
+        """A trace for httpcore that notes when a request is sent on, beyond what opens a tunnel."""
+        self.may_have_sent = False
+
+        def note(event: str, about: Mapping[str, Any]) -> None:
+            if event.endswith("send_request_headers.started") and about["request"].method != b"CONNECT":
+                self.may_have_sent = True
+
+        return note
 
 
 def _left(timeout: float | None, too_late: type[Exception]) -> float | None:
@@ -86,13 +98,13 @@ def _is_address(host: str) -> bool:
 def _resolved(host: str, port: int, timeout: float | None) -> list[str]:
     """The addresses of a host. getaddrinfo knows no timeout: it is left behind when it takes too long."""
     found: list[str] = []
-    problems: list[OSError] = []
+    problems: list[Exception] = []
 
     def look_up() -> None:
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             found.extend(dict.fromkeys(str(info[4][0]) for info in infos))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second: no name at all
             problems.append(error)
 
     if host == "localhost" or _is_address(host):
@@ -141,8 +153,8 @@ class _Stream(httpcore.NetworkStream):
             self._send(timeout)
 
     def _send(self, timeout: float | None) -> None:
-        held, self._held = self._held, bytearray()
-        rest = memoryview(held)
+        rest = memoryview(self._held)  # by no other name: what a traceback may show of this frame
+        self._held = bytearray()
         try:
             while rest:
                 self._sock.settimeout(_left(timeout, httpcore.WriteTimeout))

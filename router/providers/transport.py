@@ -9,18 +9,21 @@ timeouts, and the socket asks it what is left before every connect, read and wri
 a slow name server, nor a slow handshake, nor a server that drips can outlast it. With a transport
 of the caller's own, the clock is looked at between the pieces of the body.
 
-Redirects are not followed, no cookies are kept, a body is bounded. Proxies are taken from
-HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (http:// proxies only; never for this machine
-itself), certificates from SSL_CERT_FILE and SSL_CERT_DIR, else certifi.
+Redirects are not followed (a key would travel with them), no cookies are kept, head and body are
+bounded. Proxies are taken from HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (http:// proxies only;
+never for this machine itself), certificates from SSL_CERT_FILE and SSL_CERT_DIR, else certifi. A
+.netrc is never read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import ssl
 import threading
 import zlib
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Protocol
@@ -31,11 +34,12 @@ import httpx
 
 from ledger.errors import SettingsError
 from ledger.events import ErrorType
+from ledger.secrecy import Secret, SecretBytes, frameless
 from router.providers.failures import failure_to_reach
 from router.providers.network import Deadline, Network, is_this_machine
 from router.providers.wire import Reply
 
-BODY_BOUND = 64 * 1024 * 1024
+BODY_BOUND = 16 * 1024 * 1024  # bytes, unpacked; the longest answers, pictures in them, have a few millions
 _IDLE_S = 20.0
 _IDLE_CONNECTIONS = 100
 
@@ -72,6 +76,7 @@ _FAILURES: Mapping[str, tuple[ErrorType, str]] = {
     "UnsupportedProtocol": ("connection_failed", "never_sent"),
     "LocalProtocolError": ("connection_failed", "never_sent"),
     "_Cut": ("stream_interrupted", "no_answer"),
+    "RemoteProtocolError": ("malformed_response", "unreadable_answer"),
     "_TooLong": ("malformed_response", "unreadable_answer"),
     "DecodingError": ("malformed_response", "unreadable_answer"),
 }
@@ -80,6 +85,7 @@ _TROUBLE = (
     *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException),
     *(httpcore.ProxyError, httpcore.UnsupportedProtocol),
 )
+_LEFT = re.compile("disconnected|closed", re.IGNORECASE)
 _TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)
 
 
@@ -90,12 +96,24 @@ def post(
 
     Raises ProviderError: timeout, connection_failed, stream_interrupted or malformed_response.
     """
+    deadline = Deadline(timeout_s)
     try:
-        return channel.exchange(url, headers, body, Deadline(timeout_s))
+        return channel.exchange(url, headers, body, deadline)
     except _TROUBLE as error:
-        error_type, billing_rule = _FAILURES.get(type(error).__name__, ("connection_failed", "no_answer"))
+        error_type, billing_rule = _kind(error)
+        if not deadline.may_have_sent:
+            billing_rule = "never_sent"
         why = _told(error, error_type, url.host, timeout_s)
-        raise failure_to_reach(provider, error_type, why, billing_rule) from error
+        failure = failure_to_reach(provider, error_type, why, billing_rule)
+        cause = frameless(error)  # its frames hold the request's headers
+    raise failure from cause
+
+
+def _kind(error: Exception) -> tuple[ErrorType, str]:
+    """A failure's type, and its billing rule. A server that left is told from one that spoke no HTTP."""
+    if type(error).__name__ == "RemoteProtocolError" and _LEFT.search(str(error)):
+        return "connection_failed", "no_answer"
+    return _FAILURES.get(type(error).__name__, ("connection_failed", "no_answer"))
 
 
 def _told(error: Exception, error_type: ErrorType, host: str, timeout_s: float) -> str:
@@ -138,13 +156,21 @@ class Through:
         request = httpx.Request("POST", url, headers=headers, content=body, extensions=_timeouts(deadline))
         response = self._transport.handle_request(request)
         try:
-            content = whole(response.iter_bytes(), response.status_code, deadline)
+            return Reply(response.status_code, response.headers, _body_of(response, deadline))
         finally:
             response.close()
-        return Reply(response.status_code, response.headers, content)
 
     def close(self) -> None:
         pass
+
+
+def _body_of(response: httpx.Response, deadline: Deadline) -> bytes:
+    """The body, unpacked here where the transport has not: httpx would unpack a bomb whole."""
+    if response.is_stream_consumed:
+        return whole([response.content], response.status_code, deadline)
+    assert isinstance(response.stream, httpx.SyncByteStream), "a BaseTransport answers with such a stream"
+    content = whole(response.stream, response.status_code, deadline)
+    return _unpacked(content, response.headers.get("content-encoding"), response.status_code)
 
 
 def _timeouts(deadline: Deadline) -> dict[str, Any]:
@@ -158,8 +184,9 @@ class Pool:
     of connections, costs a call more than all of the ledger does. Through a proxy that pool is used.
     """
 
-    def __init__(self, proxy: str | None = None) -> None:
+    def __init__(self, proxy: Secret | None = None, tls: ssl.SSLContext | None = None) -> None:
         self._proxy = proxy
+        self._tls = tls
         self._lock = threading.Lock()
         self._kept: _Kept | None = None
         self._url: tuple[httpx.URL, httpcore.URL] | None = None
@@ -172,6 +199,8 @@ class Pool:
             content=body,
             extensions=_timeouts(deadline),
         )
+        if self._proxy is not None:
+            request.extensions["trace"] = deadline.watch_proxy()
         kept = self._connections()
         connection = kept.take(request.url)
         try:
@@ -183,7 +212,8 @@ class Pool:
         finally:
             kept.give_back(request.url, connection)
         told = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in response.headers}
-        return Reply(response.status, told, _unpacked(content, told.get("content-encoding")))
+        unpacked = _unpacked(content, told.get("content-encoding"), response.status)
+        return Reply(response.status, told, unpacked)
 
     def _url_of(self, url: httpx.URL) -> httpcore.URL:
         """The same address in httpcore's terms; a client asks for one only."""
@@ -207,18 +237,19 @@ class Pool:
             with self._lock:
                 kept = self._kept
                 if kept is None or kept.pid != os.getpid():
-                    kept = self._kept = _Kept(self._proxy)
+                    kept = self._kept = _Kept(self._proxy, self._tls)
         return kept
 
 
 class _Kept:
     """The idle connections of one process, by where they lead."""
 
-    def __init__(self, proxy: str | None) -> None:
+    def __init__(self, proxy: Secret | None, tls: ssl.SSLContext | None) -> None:
         self.pid = os.getpid()
+        self._given_tls = tls
         self._network = Network()
         self._idle: dict[tuple[bytes, bytes, int | None], list[httpcore.HTTPConnection]] = {}
-        self._proxy = None if proxy is None else _through_proxy(proxy, self._network)
+        self._proxy = None if proxy is None else _through_proxy(proxy, tls, self._network)
 
     def take(self, url: httpcore.URL) -> httpcore.HTTPConnection | httpcore.HTTPProxy:
         """A connection for one call: the one used last, if it still is alive, else a new one."""
@@ -250,7 +281,7 @@ class _Kept:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()
+        return self._given_tls or _certificates()
 
     def close(self) -> None:
         if self._proxy is not None:
@@ -260,12 +291,12 @@ class _Kept:
                 idle.pop().close()
 
 
-def _through_proxy(proxy: str, network: Network) -> httpcore.HTTPProxy:
-    at = httpx.Proxy(proxy)
+def _through_proxy(proxy: Secret, tls: ssl.SSLContext | None, network: Network) -> httpcore.HTTPProxy:
+    at = httpx.Proxy(proxy.reveal())
     return httpcore.HTTPProxy(
         proxy_url=str(at.url),
-        proxy_auth=at.raw_auth,
-        ssl_context=httpx.create_ssl_context(),
+        proxy_headers=_proxy_authorization(at),
+        ssl_context=tls or _certificates(),
         max_connections=None,
         max_keepalive_connections=_IDLE_CONNECTIONS,
         keepalive_expiry=_IDLE_S,
@@ -273,36 +304,83 @@ def _through_proxy(proxy: str, network: Network) -> httpcore.HTTPProxy:
     )
 
 
-def _unpacked(body: bytes, encoding: str | None) -> bytes:
-    """The body of a server that packs although it was not asked to. Raises httpx.DecodingError."""
-    if encoding in (None, "", "identity"):
+def _proxy_authorization(proxy: httpx.Proxy) -> Headers:
+    if proxy.raw_auth is None:
+        return []
+    return [(b"Proxy-Authorization", SecretBytes(b"Basic " + b64encode(b":".join(proxy.raw_auth))))]
+
+
+def _unpacked(body: bytes, encoding: str | None, status: int) -> bytes:
+    """The body of a server that packs although it was not asked to. Raises httpx.DecodingError, _TooLong.
+
+    Of an error status what can be unpacked is enough.
+    """
+    if encoding is None or not body or (packing := encoding.strip().lower()) in ("", "identity"):
         return body
-    if encoding not in ("gzip", "deflate"):
-        raise httpx.DecodingError(f"its content-encoding is {encoding[:40]!r}")
+    try:
+        return _unzipped(body, packing)
+    except (httpx.DecodingError, _TooLong):
+        if status < 400:
+            raise
+        return b""
+
+
+def _unzipped(body: bytes, packing: str) -> bytes:
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        raise httpx.DecodingError(f"its content-encoding is {packing[:40]!r}")
     unpacker = zlib.decompressobj(47)
     try:
         unpacked = unpacker.decompress(body, BODY_BOUND)
     except zlib.error as error:
         raise httpx.DecodingError(str(error)) from error
+    if unpacker.unconsumed_tail:
+        raise _TooLong(f"it is longer than {BODY_BOUND:,} bytes")
     if not unpacker.eof:
-        raise httpx.DecodingError("it ends in the middle, or is too long")
+        raise httpx.DecodingError("it ends in the middle")
     return unpacked
 
 
-def proxy_for(url: httpx.URL) -> str | None:
+def certificates_for(url: httpx.URL) -> ssl.SSLContext | None:
+    """What an address must be certified by; None: nothing, it is not asked over TLS. Raises SettingsError."""
+    return _certificates() if url.scheme == "https" else None
+
+
+def _certificates() -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        named = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
+        raise SettingsError(
+            f"no certificates in {named}, which SSL_CERT_FILE or SSL_CERT_DIR names: {error};"
+            " name a file of PEM certificates, or unset it"
+        ) from error
+
+
+def proxy_for(url: httpx.URL) -> Secret | None:
     """The proxy the environment names for this address; None: a direct connection.
 
-    Raises SettingsError for a proxy of a kind that cannot be used.
+    Raises SettingsError for a proxy that cannot be used. What it names may hold a password.
     """
     if is_this_machine(url.host) or proxy_bypass(url.host):
         return None
+    proxy = _named_proxy(url.scheme)
+    problem = proxy and _problem_with(proxy)
+    if problem:
+        raise SettingsError(f"the proxy for {url.host} {problem}; name an http:// one, or set NO_PROXY")
+    return proxy
+
+
+def _named_proxy(scheme: str) -> Secret | None:
     proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if not proxy:
-        return None
-    kind, _, rest = proxy.rpartition("://")
-    if kind not in ("", "http"):
-        raise SettingsError(
-            f"a {kind}:// proxy for {url.host} cannot be used; name an http:// one, or NO_PROXY"
-        )
-    return f"http://{rest}"
+    proxy = proxies.get(scheme) or proxies.get("all")
+    return Secret.of(proxy and (proxy if "://" in proxy else f"http://{proxy}"))
+
+
+def _problem_with(proxy: Secret) -> str | None:
+    kind = proxy.reveal().partition("://")[0]
+    if kind != "http":
+        return f"is a {kind}:// one, which cannot be used"
+    try:
+        return None if httpx.Proxy(proxy.reveal()).url.host else "names no host"
+    except (httpx.InvalidURL, ValueError):
+        return "is no address"

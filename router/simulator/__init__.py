@@ -5,6 +5,8 @@
         …  clients get base_url=sim.anthropic_url and base_url=sim.openrouter_url
         sim.log                                   every call, with the tokens and costs it was told
 
+With tls=, an ssl.SSLContext that has a certificate, it speaks https.
+
 As a process, for benchmarks: `python -m router.simulator --port 0 --seed 7`.
 """
 
@@ -18,16 +20,20 @@ from router.simulator.replies import (
     content_filtered,
     context_length_exceeded,
     cut,
+    endless,
     error_in_answer,
+    gzip_bomb,
     insufficient_credits,
     invalid_request,
     not_found,
     overloaded,
     rate_limited,
+    redirect,
     reset,
     server_error,
     silent,
     spend_limit_reached,
+    truncated_gzip,
     unreadable,
 )
 from router.simulator.server import Served, Simulator
@@ -44,15 +50,19 @@ __all__ = [
     "content_filtered",
     "context_length_exceeded",
     "cut",
+    "endless",
     "error_in_answer",
+    "gzip_bomb",
     "insufficient_credits",
     "invalid_request",
     "not_found",
     "overloaded",
     "rate_limited",
+    "redirect",
     "reset",
     "server_error",
     "silent",
     "spend_limit_reached",
+    "truncated_gzip",
     "unreadable",
 ]

@@ -11,6 +11,8 @@ A Reply says nothing about the wire format: the provider that was asked gives it
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -92,6 +94,7 @@ class Reply:
     drip        (bytes, seconds): the body comes in pieces of so many bytes, so far apart
     silence     nothing is ever sent; ends when the client leaves or the simulator stops
     reset       the connection is reset (RST) in place of an answer
+    endless     the head, or the body, goes on until the client leaves
     """
 
     status: int = 200
@@ -110,6 +113,7 @@ class Reply:
     drip: tuple[int, float] | None = None
     silence: bool = False
     reset: bool = False
+    endless: Literal["head", "body"] | None = None
 
     @property
     def called(self) -> tuple[Called, ...]:
@@ -119,6 +123,8 @@ class Reply:
     @property
     def fault(self) -> str | None:
         """One word for what is wrong with this answer; None: nothing is."""
+        if self.endless:
+            return "endless"
         if self.reset or self.silence:
             return "reset" if self.reset else "silence"
         if self.cut_after is not None or self.drip is not None:
@@ -193,6 +199,28 @@ def error_in_answer(error: ErrorWord = "server_error") -> Reply:
 def unreadable() -> Reply:
     """HTTP 200 with a page in place of JSON."""
     return Reply(headers={"content-type": "text/html"}, body=b"<html><body>Bad gateway</body></html>")
+
+
+def redirect(to: str) -> Reply:
+    """Sends the client elsewhere: its key is not to travel with it."""
+    return Reply(status=307, headers={"location": to}, body=b"")
+
+
+def truncated_gzip() -> Reply:
+    """A packed answer that ends in the middle, by a content-length that fits it."""
+    packed = gzip.compress(bytes(range(256)) * 16)
+    return Reply(headers={"content-encoding": "gzip"}, body=packed[: len(packed) // 2])
+
+
+def gzip_bomb(unpacked_bytes: int = 1 << 30) -> Reply:
+    """About a thousandth of the bytes it has when unpacked."""
+    packer, piece = zlib.compressobj(wbits=31), bytes(1 << 20)
+    packed = b"".join(packer.compress(piece) for _ in range(unpacked_bytes >> 20)) + packer.flush()
+    return Reply(headers={"content-encoding": "gzip"}, body=packed)
+
+
+def endless(what: Literal["head", "body"]) -> Reply:
+    return Reply(endless=what)
 
 
 def silent() -> Reply:

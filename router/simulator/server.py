@@ -8,6 +8,7 @@ client's leaving and stop() both end at once.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections import deque
@@ -16,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, NoReturn, Self
 
 from router.simulator.answers import PROVIDER_OF_PATH, Answer, Call, Provider, call_of, response_to
 from router.simulator.replies import BUGHIVE_PRICES, Price, Reply, Tokens
@@ -76,6 +77,7 @@ class Simulator:
     `script()` lines up replies for a model; a model without any answers from the seed.
     `prices`: USD per million tokens by model, for the cost OpenRouter reports.
     `log_limit`: how many calls the log keeps, the newest; None: all.
+    `tls`: what it proves with who it is; None: plain http.
 
     >>> with Simulator(seed=7) as sim:
     ...     sim.script("deepseek/deepseek-chat", Reply(status=503), Reply(text="done"))
@@ -89,10 +91,12 @@ class Simulator:
         port: int = 0,
         prices: Mapping[str, Price] = BUGHIVE_PRICES,
         log_limit: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._seed = seed
         self._asked_port = port
         self._prices = prices
+        self._tls = tls
         self._scripts: dict[str, deque[Reply]] = {}
         self._calls: dict[str, int] = {}
         self._served: deque[Served] = deque(maxlen=log_limit)
@@ -121,12 +125,12 @@ class Simulator:
     @property
     def anthropic_url(self) -> str:
         """The base_url for an Anthropic client, which adds /v1/messages."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def openrouter_url(self) -> str:
         """The base_url for an OpenRouter client, which adds /chat/completions."""
-        return f"http://127.0.0.1:{self.port}/api/v1"
+        return f"{self.anthropic_url}/api/v1"
 
     @property
     def log(self) -> list[Served]:
@@ -197,6 +201,9 @@ class Simulator:
         """Reads requests and answers them until the client leaves or a reply ends the connection."""
         received = bytearray()
         try:
+            if self._tls is not None:
+                secured = connection = self._secured(connection, self._tls)
+                secured.do_handshake()
             while (request := _read_request(connection, received)) is not None:
                 if not self._answer(connection, request):
                     return
@@ -206,6 +213,13 @@ class Simulator:
             with self._news:
                 self._connections.discard(connection)
             connection.close()
+
+    def _secured(self, connection: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
+        secured = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        with self._news:
+            self._connections.discard(connection)
+            self._connections.add(secured)
+        return secured
 
     def _answer(self, connection: socket.socket, request: _Request) -> bool:
         """Answers one request; False where the connection has to end."""
@@ -223,6 +237,8 @@ class Simulator:
         if reply.reset:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
             return False
+        if reply.endless:
+            _send_without_end(connection, reply.endless, status)
         return _send(connection, reply, _head(status, headers, len(body)), body) and (
             request.headers.get("connection", "").lower() != "close"
         )
@@ -284,6 +300,14 @@ def _send_in_drops(connection: socket.socket, drip: tuple[int, float], head: byt
             return False
         connection.sendall(body[start : start + size])
     return True
+
+
+def _send_without_end(connection: socket.socket, what: Literal["head", "body"], status: int) -> NoReturn:
+    """Ends with the OSError of a client that left."""
+    head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Simulated')}\r\ncontent-type: application/json\r\n"
+    connection.sendall(head.encode() + (b"\r\n" if what == "body" else b"x-more: "))
+    while True:
+        connection.sendall(b" " * 65_536 if what == "body" else b"a" * 4_096)
 
 
 def _left_within(connection: socket.socket, seconds: float) -> bool:

@@ -1,0 +1,409 @@
+"""A key shows nowhere: on no books, in no logs, errors, tracebacks with locals, reprs, pickles, reports."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import httpx
+import pytest
+from one_shot_server import OneShotServer, read_request
+from rich.console import Console
+from rich.traceback import Traceback
+
+from ledger import CostTracker, Ledger
+from ledger.errors import SettingsError
+from ledger.secrecy import Hidden, Secret, SecretBytes, scrubbed
+from ledger.settings import Settings
+from router import (
+    AnthropicClient,
+    BughiveError,
+    LLMRouter,
+    MissingKey,
+    OpenRouterClient,
+    ProviderError,
+    RouteExhausted,
+)
+from router.simulator import Reply, Simulator, cut, reset, silent
+
+_ROOT = Path(__file__).resolve().parent.parent
+CANARY = "sk-or-v1-CaNaRy0123456789abcdef"
+ODD = "gateway.CaNaRy/0123+4567="  # a key that looks like nobody's
+CHAT, QWEN = "deepseek/deepseek-chat", "qwen/qwen-2.5-32b-instruct"
+ASK = [{"role": "user", "content": "Analyze this page."}]
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.lower().endswith(("_proxy", "_api_key", "_base_url"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def sim() -> Iterator[Simulator]:
+    with Simulator(seed=7) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """What every logger says, at every level."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    root, names = logging.getLogger(), ("httpx", "httpcore", "router", "ledger", "reports")
+    levels = {name: logging.getLogger(name).level for name in names}
+    before = root.level
+    root.addHandler(handler)
+    for name in ("", *names):
+        logging.getLogger(name).setLevel(1)
+    yield text
+    root.removeHandler(handler)
+    root.setLevel(before)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def assert_hidden(shown: str, *secrets: str) -> None:
+    """No secret shows, in any case, as base64, or with its letters escaped."""
+    plain = re.sub(r"\\+u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), shown).lower()
+    for secret in secrets or ("canary",):
+        coded = base64.b64encode(secret.encode()).decode()[:-4].lower()
+        assert secret.lower() not in plain
+        assert not coded or coded not in plain
+
+
+def everything_shown_of(error: BaseException, *, as_rich: bool = True) -> str:
+    """All that tools print of an error, its causes and the locals of every frame but this file's own."""
+    trace, console = error.__traceback__, io.StringIO()
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    text = traceback.TracebackException(type(error), error, trace, capture_locals=True)
+    if as_rich:  # it looks into what it finds; and takes its time
+        rich = Traceback.from_exception(type(error), error, trace, show_locals=True, locals_max_string=None)
+        Console(file=console, width=300).print(rich)
+    linked = [repr(one) + repr(vars(one)) for one in (error, error.__cause__, error.__context__) if one]
+    return "".join([*text.format(), console.getvalue(), *linked])
+
+
+def files_of(folder: Path) -> str:
+    return "".join(path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file())
+
+
+def printed_by_the_report(folder: Path) -> str:
+    command = [sys.executable, "-m", "reports.cli", "report", "--session", "s-1", "--format", "json"]
+    report = subprocess.run([*command, "--ledger", str(folder)], capture_output=True, text=True, cwd=_ROOT)
+    assert report.returncode == 0, report.stderr
+    return report.stdout + report.stderr
+
+
+# Where a key can be ---------------------------------------------------------------------------
+
+
+def by_argument(key: str, url: str, monkeypatch: pytest.MonkeyPatch) -> OpenRouterClient:
+    return OpenRouterClient(str(key), base_url=url)
+
+
+def by_environment(key: str, url: str, monkeypatch: pytest.MonkeyPatch) -> OpenRouterClient:
+    monkeypatch.setenv("OPENROUTER_API_KEY", key)
+    return OpenRouterClient(base_url=url)
+
+
+def by_dotenv(key: str, url: str, monkeypatch: pytest.MonkeyPatch) -> OpenRouterClient:
+    Path(".env").write_text(f"OPENROUTER_API_KEY={key}\nOPENROUTER_BASE_URL={url}\n")
+    return OpenRouterClient()
+
+
+def in_the_address(key: str, url: str, monkeypatch: pytest.MonkeyPatch) -> OpenRouterClient:
+    return OpenRouterClient(key, base_url=url.replace("http://", f"http://me:{CANARY}@"))
+
+
+def by_a_transport_of_ones_own(key: str, url: str, monkeypatch: pytest.MonkeyPatch) -> OpenRouterClient:
+    return OpenRouterClient(key, base_url=url, transport=httpx.HTTPTransport())
+
+
+@pytest.mark.parametrize("key", [CANARY, ODD], ids=["a key", "an odd key"])
+@pytest.mark.parametrize(
+    "place", [by_argument, by_environment, by_dotenv, in_the_address, by_a_transport_of_ones_own]
+)
+def test_a_key_shows_nowhere_whatever_the_provider_does_with_it(
+    sim: Simulator,
+    logged: io.StringIO,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Callable[[str, str, pytest.MonkeyPatch], OpenRouterClient],
+    key: str,
+) -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 9, "note": key}
+    message = {"message": {"content": "so it is", "role": "assistant"}, "finish_reason": "stop"}
+    answer = {"id": key, "model": f"of {key}", "provider": key.upper(), "choices": [message], "usage": usage}
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in key)
+    echoes = [
+        Reply(status=401, body={"error": {"message": f"no such key: {key}", "code": 401}}),
+        Reply(status=401, body={"error": {"metadata": {"raw": f'{{"key":"{escaped}"}}'}, "code": 401}}),
+        Reply(status=500, headers={"content-type": "text/html"}, body=f"<b>{key.lower()}</b>".encode()),
+        Reply(status=500, body=f'{{"error": "{escaped}"}}'.encode()),
+        Reply(status=500, body=("x" * (490 - len(key) // 2) + key).encode()),
+        Reply(body=("x" * (75 - len(key) // 2) + key).encode()),
+        Reply(body={"error": {"message": f"Bearer {key}", "code": key}}),
+        *(reset(), cut(after=30), silent(), Reply(body=answer)),
+    ]
+    folder, shown = tmp_path / "ledger", []
+    with place(key, sim.openrouter_url, monkeypatch) as client, Ledger.open(folder) as ledger:
+        router = LLMRouter(openrouter_client=client, cost_tracker=CostTracker(ledger), max_retries=0)
+        for number, reply in enumerate(echoes):
+            for model in (CHAT, QWEN):
+                sim.script(model, reply)
+            try:
+                router.route_with_fallback("analyze_page", ASK, session_id="s-1", timeout_s=0.3)
+            except RouteExhausted as failed:
+                shown += [everything_shown_of(failed, as_rich=number < 1), *map(repr, failed.attempts)]
+        shown += [repr(router), repr(vars(router)), repr(client), repr(vars(client)), repr(ledger)]
+        shown.append(CostTracker(ledger).get_cost_summary("s-1"))
+    assert_hidden("".join(shown) + printed_by_the_report(folder) + files_of(folder))
+    assert_hidden(logged.getvalue())
+    assert {served.fault for served in sim.log} >= {"reset", "silence", "cut", "server_error"}
+
+
+@pytest.mark.parametrize("how", ["waiting", "sending", "through a proxy"])
+def test_an_interrupted_call_shows_no_key_in_the_locals_of_its_frames(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Ctrl-C, or a bug, comes through frames that know the headers."""
+
+    def interrupt(connection: socket.socket, leaving: threading.Event) -> None:
+        received.append(connection.recv(1_000) if how == "sending" else read_request(connection))
+        signal.raise_signal(signal.SIGINT)
+        leaving.wait(5)
+
+    received: list[bytes] = []
+    long = [{"role": "user", "content": "x" * (20_000_000 if how == "sending" else 10)}]
+    with OneShotServer(interrupt) as server:
+        address = server.url
+        if how == "through a proxy":
+            address = "http://far.example"
+            monkeypatch.setenv("HTTP_PROXY", server.url.replace("http://", f"http://me:{ODD[:14]}@"))
+        with AnthropicClient("sk-ant-" + ODD, base_url=address) as client:
+            with pytest.raises(KeyboardInterrupt) as left:
+                client.create_message("claude-haiku-4-5", long)
+            monkeypatch.delenv("HTTP_PROXY", raising=False)
+    shown = everything_shown_of(left.value, as_rich=how != "sending")
+
+    assert ODD.encode() in received[0]
+    assert "x-api-key" in shown  # the frames are there
+    assert_hidden(shown, "CaNaRy", f"me:{ODD[:14]}")
+
+
+def test_the_frames_of_a_transport_of_ones_own_do_not_travel_with_its_failure() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        headers = dict(request.headers)
+        raise httpx.ReadError(f"it broke after {len(headers)} headers")
+
+    client = OpenRouterClient(CANARY, transport=httpx.MockTransport(handler), max_retries=0)
+    with pytest.raises(ProviderError, match="it broke") as failed:
+        client.create_completion(CHAT, ASK)
+
+    assert_hidden(everything_shown_of(failed.value))
+
+
+@pytest.mark.parametrize("proxy", ["http://me:CaNaRy-password@127.0.0.1:1", "socks5://me:CaNaRy@127.0.0.1:1"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxys_password_shows_nowhere(
+    logged: io.StringIO, monkeypatch: pytest.MonkeyPatch, proxy: str, scheme: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with OpenRouterClient(CANARY, base_url=f"{scheme}://far.example", max_retries=0) as client:
+        with pytest.raises(BughiveError) as failed:
+            client.create_completion(CHAT, ASK)
+        monkeypatch.delenv("ALL_PROXY")
+
+        assert_hidden(everything_shown_of(failed.value))
+        assert_hidden(repr(vars(client)))
+    assert_hidden(logged.getvalue())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": f"http://me:{CANARY}@host:port"},
+        {"base_url": f"me:{CANARY}@host/v1"},
+        {"base_url": CANARY},
+        {"base_url": f"ftp://{CANARY}@host"},
+        {"api_key": f"{CANARY}\nmore"},
+    ],
+)
+def test_what_is_mistyped_is_not_shown(options: dict[str, str]) -> None:
+    options = {"api_key": CANARY, **options}
+    client = OpenRouterClient(**options)  # type: ignore[arg-type]
+    with pytest.raises(BughiveError) as refused:
+        client.require_key()
+    options.clear()
+
+    assert_hidden(everything_shown_of(refused.value))
+
+
+def test_a_client_that_cannot_be_made_shows_no_key() -> None:
+    def make(key: Secret) -> None:
+        OpenRouterClient(key.reveal(), timeout=0)
+
+    with pytest.raises(BughiveError) as refused:
+        make(Secret(CANARY))
+
+    assert_hidden(everything_shown_of(refused.value))
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '[ledger]\napi_key = "{}"\n',
+        'OPENROUTER_API_KEY = "{}"\n',
+        '[ledger]\ndurability = "{}"\n',
+        '[tiers.FAST]\nmodel = "m"\nprovider = "{}"\n',
+        '[tiers.FAST]\nfallback = ["{}"]\n',
+        "OPENROUTER_API_KEY = {}\n[",
+    ],
+)
+def test_a_key_in_bughive_toml_is_not_shown_by_the_complaint(tmp_path: Path, toml: str) -> None:
+    (tmp_path / "bughive.toml").write_text(toml.replace("{}", CANARY))
+    with pytest.raises(SettingsError) as wrong:
+        Settings.load(tmp_path, {"OPENROUTER_API_KEY": CANARY})
+
+    assert_hidden(everything_shown_of(wrong.value))
+
+
+def test_a_dotenv_that_is_no_text_is_not_shown_by_the_complaint(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(f"OPENROUTER_API_KEY={CANARY}\n".encode() + b"\xff")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read") as wrong:
+        Settings.load(tmp_path, {})
+
+    assert_hidden(everything_shown_of(wrong.value))
+
+
+def test_settings_keep_their_keys_from_reprs_copies_and_pickles(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"OPENROUTER_API_KEY={CANARY}\n")
+    settings = Settings.load(tmp_path, {"ANTHROPIC_API_KEY": CANARY})
+
+    assert settings.get("OPENROUTER_API_KEY") == settings.get("ANTHROPIC_API_KEY") == CANARY
+    assert_hidden(repr(settings) + repr(vars(settings)) + repr(asdict(settings)))
+    assert_hidden(pickle.dumps(settings).decode("latin-1"))
+    assert dict(copy.deepcopy(settings).environ) == {}
+
+
+def test_what_holds_a_key_can_be_printed_and_cannot_be_pickled() -> None:
+    held = [Secret(CANARY), SecretBytes(CANARY.encode()), Hidden({"key": CANARY})]
+    assert_hidden("".join(f"{one} {one!r}" for one in held))
+    for client in (OpenRouterClient(CANARY), AnthropicClient(CANARY)):
+        client.require_key()
+        assert_hidden(repr(client) + repr(vars(client)))
+    with pytest.raises(TypeError, match="not copied or pickled"):
+        pickle.dumps(Secret(CANARY))
+
+
+def test_the_demo_shows_no_key_of_the_environment(tmp_path: Path) -> None:
+    keys = {"ANTHROPIC_API_KEY": CANARY, "OPENROUTER_API_KEY": CANARY}
+    environment = {**os.environ, **keys, "PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, "-m", "reports.cli", "demo"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+
+    assert ran.returncode == 0, ran.stderr
+    assert_hidden(ran.stdout + ran.stderr + files_of(tmp_path))
+
+
+# .env ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, True), (0o604, True), (0o600, False)])
+def test_a_dotenv_that_others_can_read_is_warned_about_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
+) -> None:
+    path = tmp_path / ".env"
+    path.write_text(f"OPENROUTER_API_KEY={CANARY}\n")
+    path.chmod(mode)
+    for _ in range(3):
+        Settings.load(tmp_path, {})
+
+    told = [record for record in caplog.records if record.name == "ledger"]
+    assert len(told) == (1 if warned else 0)
+    if warned:
+        assert told[0].levelname == "WARNING"
+        assert f"chmod 600 {path}" in told[0].getMessage()
+    assert_hidden(caplog.text)
+
+
+# What looks like a key ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-ant-api03-CaNaRy-0123456789",
+        "sk-or-v1-CaNaRy0123456789abcdef",
+        "SK-ANT-API03-CANARY0123456789",
+        "sk-proj-CaNaRy_0123456789",
+        "Bearer CaNaRy.0123456789",
+        "bearer   CaNaRy.0123456789",
+        "x-api-key: CaNaRy.0123456789",
+        '"authorization": "CaNaRy.0123456789"',
+        "key_of_sk-ant-CaNaRy0123456789",
+        "Basic " + base64.b64encode(b"me:CaNaRy-password").decode(),
+        "http://me:CaNaRy@proxy.example:3128",
+        r"sk\u002dant-CaNaRy0123456789",
+        r"sk-\\u0061nt-CaNaRy0123456789",
+    ],
+)
+def test_what_looks_like_a_key_is_scrubbed_from_what_a_provider_says(sim: Simulator, key: str) -> None:
+    secret = "me:CaNaRy-password" if key.startswith("Basic") else "canary"
+    bodies: list[object] = [
+        *(
+            {"error": {"message": f"no such key: {key}."}},
+            {"error": {"metadata": {"raw": f'{{"k":"{key}"}}'}}},
+        ),
+        *(key.encode(), f"<p>{key}</p>".encode(), json.dumps([key, key]).encode()),
+    ]
+    with OpenRouterClient("sk-or-v1-another-key", base_url=sim.openrouter_url, max_retries=0) as client:
+        for body in bodies:
+            sim.script(CHAT, Reply(status=400, body=body))
+            with pytest.raises(ProviderError) as failed:
+                client.create_completion(CHAT, ASK)
+            assert_hidden(everything_shown_of(failed.value), secret)
+            assert_hidden(str(failed.value), secret)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Basic authentication failed for this endpoint",
+        "You can find your API key at https://platform.openai.com/account/api-keys.",
+        "mail somebody@example.com about task-0123456789",
+        "the asterisk-separated list",
+    ],
+)
+def test_what_is_no_key_stays(text: str) -> None:
+    assert scrubbed(text) == text
+
+
+def test_an_answer_is_delivered_as_it_is_even_where_it_holds_the_key(sim: Simulator) -> None:
+    sim.script(CHAT, Reply(text=f"your key is {CANARY}"))
+    with OpenRouterClient(CANARY, base_url=sim.openrouter_url) as client:
+        assert client.create_completion(CHAT, ASK)["content"] == f"your key is {CANARY}"
+
+
+def test_a_missing_key_is_named_by_its_variable_alone() -> None:
+    with pytest.raises(MissingKey, match="OPENROUTER_API_KEY"):
+        OpenRouterClient("  ").require_key()
