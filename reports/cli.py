@@ -1,7 +1,7 @@
 """`bughive-costs`: what the ledger knows, on the command line.
 
-Exit status: 0 fine; 1 what was asked for is not there; 2 wrong usage, or a ledger that cannot be
-read. An error is one line on stderr. Each command imports what it needs, when it runs.
+Exit status: 0 fine; 1 what was asked for is not there, or not sound; 2 wrong usage, or a ledger that
+cannot be read. An error is one line on stderr. Each command imports what it needs, when it runs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ app = typer.Typer(
     name="bughive-costs",
     cls=PlainGroup,
     help="What every request, retry and fallback cost.",
-    epilog="Exit status: 0 fine, 1 no such session, 2 wrong usage or an unreadable ledger, 130 interrupted.",
+    epilog=(
+        "Exit status: 0 fine, 1 no such session or damage found,"
+        " 2 wrong usage or an unreadable ledger, 130 interrupted."
+    ),
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -84,6 +87,7 @@ _ONCE = (
     "--tz",
     "--limit",
     "--seed",
+    "--expect-head",
 )
 
 LedgerOption = Annotated[
@@ -167,19 +171,57 @@ def seal(ledger: LedgerOption = None) -> None:
     """Move what the journals hold into Parquet segments."""
     from ledger.ledger import Ledger
     from ledger.reader import existing_ledger
+    from reports.integrity import counted
 
     with Ledger.open(existing_ledger(_ledger_path(ledger)), auto_seal=False) as opened:
         sealed = opened.seal()
     events = sum(batch.rows for batch in sealed.batches)
     segments, removed = len(sealed.batches), len(sealed.removed_journals)
     typer.echo(
-        f"sealed {_counted(events, 'event')} into {_counted(segments, 'segment')},"
-        f" removed {_counted(removed, 'journal')}"
+        f"sealed {counted(events, 'event')} into {counted(segments, 'segment')},"
+        f" removed {counted(removed, 'journal')}"
     )
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+@app.command(cls=PlainCommand)
+def verify(
+    expect_head: Annotated[
+        str | None, typer.Option("--expect-head", help="A head kept earlier: the chain must still have it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    ledger: LedgerOption = None,
+) -> _Text:
+    """Prove that no event is lost, doubled or changed, and name what is; changes nothing."""
+    from ledger.checks.findings import Head
+    from ledger.verify import verify as verify_ledger
+    from reports import integrity
+    from reports.render import as_json as json_of
+
+    kept = Head.parse(expect_head) if expect_head is not None else None
+    found = verify_ledger(_ledger_path(ledger), expect_head=kept)
+    text = json_of(integrity.verification_data(found)) if as_json else integrity.verification_text(found)
+    return _Text(text, 0 if found.is_sound else 1)
+
+
+@app.command(cls=PlainCommand)
+def recover(ledger: LedgerOption = None) -> _Text:
+    """Finish what crashed, and derive state.db anew."""
+    from ledger.ledger import Ledger
+    from reports.integrity import recovery_text
+
+    return _Text(recovery_text(Ledger.recover(_ledger_path(ledger))))
+
+
+@app.command(cls=PlainCommand)
+def backup(
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="Where: not there yet, or empty.")],
+    ledger: LedgerOption = None,
+) -> _Text:
+    """Copy the ledger as it is now, while it is written to."""
+    from ledger.backup import backup as backup_ledger
+    from reports.integrity import backup_text
+
+    return _Text(backup_text(backup_ledger(_ledger_path(ledger), destination)))
 
 
 @app.command(cls=PlainCommand)
@@ -220,6 +262,13 @@ def _ledger_path(named: str | None, allow_damage: bool = False) -> Path:
     return path
 
 
+class _Text(NamedTuple):
+    """What a command has to say, and its exit status; written as a page is."""
+
+    text: str
+    status: int = 0
+
+
 class _Page(NamedTuple):
     """What a command has to show; written when the command is done, so that click sees no broken pipe."""
 
@@ -254,17 +303,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show(result: object) -> int:
     """Write what a command returned; its exit status."""
+    status = result.status if isinstance(result, _Text) else result if isinstance(result, int) else 0
     try:
         if isinstance(result, _Page):
             from reports.render import write
 
             write(result.report, result.format, sys.stdout)
+        elif isinstance(result, _Text):
+            sys.stdout.write(result.text)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        return _give_up_output(0)
+        return _give_up_output(status)
     except OSError as error:
         return _give_up_output(_failed(f"the output cannot be written: {error.strerror}", 2))
-    return result if isinstance(result, int) else 0
+    return status
 
 
 def _give_up_output(status: int) -> int:

@@ -1,0 +1,331 @@
+"""All events that can be believed, in DuckDB: each request's story, the sums, the fold into state.db.
+
+Segments are read where they lie; journals' lines are read once, into a table. Journals of which something
+is lost or altered are left out: that has been told, and all that follows from it need not be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from decimal import Decimal
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ledger.checks.chain import Chain
+from ledger.checks.findings import Counts, Finding, Note, Run
+from ledger.checks.journals import JournalRead
+from ledger.checks.projection import RECOVER, STATE, Projection, sql_types
+from ledger.errors import DamagedLedger
+from ledger.events import EVENT_CLASSES, event_of
+from ledger.layout import EMPTY_SEGMENT
+from ledger.lines import parsed
+from ledger.reader import _config, quoted, view_sql
+from ledger.schema import COLUMNS, SQL_TYPES
+
+_LINES_AT_ONCE = 50_000
+_SUMS = (  # of attempts; the other views sum them up
+    *("cost_usd", "list_cost_usd", "input_tokens", "cache_read_tokens", "cache_write_tokens"),
+    *("output_tokens", "reasoning_tokens"),
+)
+_REQUESTS_IN = {  # how each view counts them
+    "requests": "count(*)",
+    "sessions": "coalesce(sum(requests), 0)",
+    "daily_spend": "coalesce(sum(requests), 0)",
+}
+_MEMORY: dict[str, str | bool] = {"memory_limit": "1GB", "preserve_insertion_order": False}  # then its disk
+_COMPARED = {  # state.db's own figures, as the fold has them: amounts in pico, nothing where there is nothing
+    "positions": "select * from state_positions",
+    "balances": (
+        "select scope, scope_id, quarter, spent_micro::hugeint * 1000000 + spent_rest, unpriced_attempts"
+        " from state_balances where spent_micro <> 0 or spent_rest <> 0 or unpriced_attempts <> 0"
+    ),
+    "request_spent": (
+        "select request_id, spent_micro::hugeint * 1000000 + spent_rest from state_request_spent"
+    ),
+    "holds": (
+        "select attempt_id, journal_id, ceiling_pico, state from state_holds where state <> 'reserved'"
+    ),
+    "settled": "select * from state_settled",
+}
+_LIKENESS = {
+    "positions": "journal {0} is applied up to {1}, closed {2}",
+    "balances": "{0} {1}, quarter {2}: {3} pico-dollars spent, {4} attempts unpriced",
+    "request_spent": "request {0}: {1} pico-dollars spent",
+    "holds": "attempt {0}: {2} pico-dollars held, {3}",
+    "settled": "attempt {0} is settled",
+    "session_batches": "session {0} is in batch {1}",
+}
+
+
+class Place(NamedTuple):
+    """Where an event stands."""
+
+    file: str
+    batch: int | None
+
+
+class JournalEnd(NamedTuple):
+    """How the story of a journal ends, over segments and its own file."""
+
+    journal_id: str
+    last_seq: int
+    last_type: str
+    reason: str | None
+    open_attempts: int
+    open_requests: int
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its last event says so."""
+        return self.last_type == "journal_closed"
+
+
+class Events:
+    """The events of one look at a ledger. To be closed."""
+
+    def __init__(self, root: Path, chain: Chain, journals: Sequence[JournalRead], suspects: set[str]) -> None:
+        """Read the journals. Raises duckdb.Error where a segment cannot be read."""
+        import duckdb
+
+        self._root, self._chain, self._journals = root, chain, journals
+        self._db = duckdb.connect(config=_config() | _MEMORY)
+        self._db.execute("set TimeZone = 'UTC'")
+        self._db.execute("create temp table suspects (journal_id varchar)")
+        self._suspect(suspects)
+        self._read_segments()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _suspect(self, journal_ids: set[str]) -> None:
+        rows = [(journal_id,) for journal_id in sorted(journal_ids)]
+        if rows:
+            self._db.executemany("insert into suspects values (?)", rows)
+
+    def _read_segments(self) -> None:
+        files = [str(self._root / file) for file in self._chain.sound_files] or [str(EMPTY_SEGMENT)]
+        self._db.execute("set variable segments = ?", [files])
+        patterns = (
+            "list_transform(getvariable('segments'), lambda p: regexp_replace(p, '([*?\\[])', '[\\1]', 'g'))"
+        )
+        self._db.execute(
+            "create temp view sealed_rows as select * from"
+            f" read_parquet({patterns}, union_by_name = true, hive_partitioning = false, filename = true)"
+        )
+
+    def read_journals(self) -> list[Finding]:
+        """Make `events` of segments and journals; what is no event is told, and its journal left out."""
+        fields = quoted(json.dumps({column.name: SQL_TYPES[column.kind] for column in COLUMNS}))
+        columns = ", ".join(f"{column.name} {SQL_TYPES[column.kind]}" for column in COLUMNS)
+        self._db.execute(f"create temp table journal_events ({columns})")
+        findings = []
+        for journal in self._journals:
+            strange = [seq for seq, line in journal.lines.items() if not _is_event(line, seq)]
+            if strange:
+                runs = [Run(journal.journal_id, min(strange), max(strange))]
+                what = f"{len(strange)} lines with right checks are no events, the first {min(strange)}"
+                remedy = "put the file back from a backup"
+                findings.append(Finding("altered-journal", journal.file, what, remedy, events=runs))
+                self._suspect({journal.journal_id})
+            else:
+                self._insert(list(journal.lines.values()), fields)
+        names = ", ".join(column.name for column in COLUMNS)
+        self._db.execute(
+            f"create temp view events as select {names} from sealed_rows"
+            " anti join journal_events using (journal_id, seq) anti join suspects using (journal_id)"
+            f" union all select {names} from journal_events anti join suspects using (journal_id)"
+        )
+        self._db.execute(
+            "create temp table journals as select journal_id,"
+            " bool_or(event_type = 'journal_closed') as is_closed, false as is_suspect"
+            " from events group by journal_id"
+            " union all select distinct journal_id, false, true from suspects"
+        )
+        return findings
+
+    def _insert(self, lines: Sequence[bytes], fields: str) -> None:
+        import pyarrow as pa
+
+        for first in range(0, len(lines), _LINES_AT_ONCE):
+            texts = [line.decode("ascii") for line in lines[first : first + _LINES_AT_ONCE]]
+            self._db.register("lines", pa.table({"line": pa.array(texts, pa.string())}))
+            self._db.execute(
+                f"insert into journal_events select unnest(from_json(line, {fields})) from lines"
+            )
+            self._db.unregister("lines")
+
+    def contradictions(self) -> Iterator[Finding]:
+        """Events that stand in a journal otherwise than they were sealed."""
+        names = [column.name for column in COLUMNS]
+        rows = self._db.execute(
+            "select journal_id, min(seq), max(seq), count(*) from"
+            " (select here.journal_id, here.seq from journal_events here"
+            " join sealed_rows sealed using (journal_id, seq)"
+            f" where row({', '.join(f'here.{name}' for name in names)})"
+            f" is distinct from row({', '.join(f'sealed.{name}' for name in names)}))"
+            " group by journal_id order by journal_id"
+        ).fetchall()
+        for journal_id, first, last, times in rows:
+            file = f"journals/{journal_id}.jsonl"
+            what = f"{times} events differ from those that were sealed"
+            remedy = "put the file back from a backup; the segment counts as long as its hash is right"
+            yield Finding("altered-journal", file, what, remedy, events=[Run(journal_id, first, last)])
+
+    def broken_stories(self) -> Iterator[Finding]:
+        """Journals, requests and attempts whose story is not whole."""
+        types = sorted(str(cls.model_fields["event_type"].default) for cls in EVENT_CLASSES)
+        rows = self._db.execute(_sql("stories"), {"event_types": types}).fetchall()
+        for problem, alike in groupby(rows, key=lambda row: row[0]):
+            yield self._broken_story(problem, list(alike))
+
+    def _broken_story(self, problem: str, rows: Sequence[tuple[Any, ...]]) -> Finding:
+        """One finding for all that is wrong in the same way, at the place of the first."""
+        _, journal_id, subject, _, first, _ = rows[0]
+        file, batch = self._place_of(journal_id, first)
+        times = sum(row[3] for row in rows)
+        what = problem if subject == journal_id else f"{problem}: {subject}"
+        more = f" ({times} so in {len(rows)} journals)" if times > 1 else ""
+        remedy = "see what wrote it; put the file back from a backup if it was altered"
+        runs = [Run(row[1], row[4], row[5]) for row in rows]
+        return Finding("story", file, what + more, remedy, batch, runs)
+
+    def _place_of(self, journal_id: str, seq: int) -> Place:
+        for link in self._chain.links:
+            if any(
+                run.journal_id == journal_id and run.first_seq <= seq <= run.last_seq for run in link.runs
+            ):
+                return Place(link.batch.file, link.batch.batch)
+        return Place(f"journals/{journal_id}.jsonl", None)
+
+    def ends(self) -> list[JournalEnd]:
+        """How each journal's story ends."""
+        rows = self._db.execute(
+            "select journal_id, max(seq), coalesce(arg_max(event_type, seq), ''),"
+            " arg_max(coalesce(reason, ''), seq),"
+            " count(*) filter (where event_type = 'attempt_started') - count(*) filter (where event_type in"
+            " ('attempt_succeeded', 'attempt_failed', 'attempt_cancelled', 'attempt_abandoned')),"
+            " count(*) filter (where event_type = 'request_received') - count(*) filter (where event_type in"
+            " ('request_completed', 'request_failed', 'request_denied'))"
+            " from events group by journal_id order by journal_id"
+        ).fetchall()
+        return [JournalEnd(*row) for row in rows]
+
+    def wrong_sums(self) -> Iterator[Finding]:
+        """Σ attempts = Σ requests = Σ sessions = Σ days, each by the ledger's own view."""
+        sums = ", ".join(f"coalesce(sum({name}), 0)" for name in _SUMS)
+        told = self._one(
+            "select count(*) filter (where event_type = 'attempt_started'),"
+            " count(*) filter (where event_type = 'request_received'),"
+            " coalesce(sum(coalesce(billed_cost_usd, list_cost_usd)), 0) from events"
+        )
+        for view in ("attempts", "requests", "sessions", "daily_spend"):
+            self._db.execute(f"create temp view {view} as {view_sql(view)}")
+        of_attempts = self._one(f"select count(*), {sums}, count(*) filter (where is_unpriced) from attempts")
+        yield from _unequal("attempts, and the events that tell of them", of_attempts[:2], told[::2])
+        for view, requests in _REQUESTS_IN.items():
+            found = self._one(
+                f"select {requests}, coalesce(sum(attempts), 0), {sums}, coalesce(sum(unpriced_attempts), 0)"
+                f" from {view}"
+            )
+            yield from _unequal(f"the sums of {view} and of attempts", found, (told[1], *of_attempts))
+
+    def counts(self) -> Counts:
+        """How much there is."""
+        row = self._one(
+            "select count(*), count(*) filter (where event_type = 'request_received'),"
+            " count(*) filter (where event_type = 'attempt_started'),"
+            " sum(coalesce(billed_cost_usd, list_cost_usd)) from events"
+        )
+        events, requests, attempts, cost_usd = row
+        journals = sum(bool(journal.lines) for journal in self._journals)
+        cost = Decimal(cost_usd) if cost_usd is not None else None
+        return Counts(events, len(self._chain.links), journals, requests, attempts, cost)
+
+    def broken_ceilings(self) -> list[Note]:
+        """Attempts that cost more than the most they could."""
+        (times,) = self._one("select count(*) from events where event_type = 'ceiling_broken'")
+        what = "attempts that cost more than their ceiling: budgets may have been overshot by that much"
+        return [Note("ceiling-broken", times, what)] if times else []
+
+    def wrong_projection(self, projection: Projection) -> Iterator[Finding]:
+        """How state.db differs from the fold of all events up to its own positions."""
+        for table, columns in sql_types().items():
+            self._fill(f"state_{table}", columns, projection.rows[table])
+        self._db.execute(_sql("fold"))
+        for table, found in _COMPARED.items():
+            yield from self._difference(table, found, f"from expected_{table}")
+
+    def wrong_index(self, projection: Projection) -> Iterator[Finding]:
+        """How the index of sessions differs from what the segments hold."""
+        numbers = [
+            (str(self._root / link.batch.file), link.batch.batch)
+            for link in self._chain.links
+            if link.is_sound and link.batch.batch <= projection.indexed[0]
+        ]
+        self._fill("batches", [("filename", "varchar"), ("batch", "bigint")], numbers)
+        self._fill("state_index", sql_types()["session_batches"], projection.rows["session_batches"])
+        yield from self._difference(
+            "session_batches",
+            f"select * from state_index where batch > {projection.indexed[0]} or batch in"
+            " (select batch from batches)",
+            "select distinct session_id, batch from sealed_rows join batches using (filename)"
+            " where session_id is not null",
+        )
+
+    def _difference(self, table: str, found: str, expected: str) -> Iterator[Finding]:
+        besides = self._db.execute(f"({found}) except all ({expected}) order by all").fetchall()
+        lacking = self._db.execute(f"({expected}) except all ({found}) order by all").fetchall()
+        if not besides and not lacking:
+            return
+        said = _LIKENESS[table].format(*besides[0]) if besides else "nothing of what the events say"
+        should = _LIKENESS[table].format(*lacking[0]) if lacking else "nothing of it"
+        what = f"{table} is not what the events make of it ({max(len(besides), len(lacking))} rows):"
+        yield Finding("state-differs", STATE, f"{what} it has {said}; the events say {should}", RECOVER)
+
+    def _fill(self, name: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[Any, ...]]) -> None:
+        import pyarrow as pa
+
+        types = ", ".join(f"{column} {kind}" for column, kind in columns)
+        self._db.execute(f"create or replace temp table {name} ({types})")
+        if rows:
+            arrays = zip(*rows, strict=True)
+            arrow = {"varchar": pa.string(), "bigint": pa.int64()}
+            table = pa.table(
+                {
+                    column: pa.array(values, arrow[kind])
+                    for (column, kind), values in zip(columns, arrays, strict=True)
+                }
+            )
+            self._db.register("given", table)
+            self._db.execute(f"insert into {name} from given")
+            self._db.unregister("given")
+
+    def _one(self, sql: str) -> tuple[Any, ...]:
+        row = self._db.execute(sql).fetchone()
+        assert row is not None, "an aggregate has a row"
+        return row
+
+
+def _sql(name: str) -> str:
+    return Path(__file__).with_name(f"{name}.sql").read_text("utf-8")
+
+
+def _is_event(line: bytes, seq: int) -> bool:
+    """Whether a line with a right check is an event of this version, with its own stamp."""
+    with contextlib.suppress(DamagedLedger, ValueError, TypeError, KeyError):
+        record = parsed(line)
+        datetime.fromisoformat(record["occurred_at"])
+        event_of(record)
+        return line.isascii() and record["seq"] == seq and isinstance(record["schema_version"], int)
+    return False
+
+
+def _unequal(what: str, found: Sequence[Any], expected: Sequence[Any]) -> Iterator[Finding]:
+    if tuple(found) != tuple(expected):
+        shown, should = (", ".join(map(str, row)) for row in (found, expected))
+        remedy = "see which events a view leaves out or counts twice, and report it"
+        yield Finding("sums", "", f"{what} differ: {shown}, and {should}", remedy)
