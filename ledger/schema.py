@@ -73,7 +73,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("prompt_hash", "text", "32 hex characters, keyed per ledger; equal prompts, equal hash"),
     Column("tool_count", "count", "tools offered"),
     Column("streamed", "flag", "whether the answer was streamed"),
-    Column("service_tier", "text", "as the provider reported it; fast mode and US-only inference joined with +"),
+    Column(
+        "service_tier", "text", "as the provider reported it; fast mode and US-only inference joined with +"
+    ),
     # usage
     Column("input_tokens", "count", "prompt tokens neither read from nor written to a cache"),
     Column("cache_read_tokens", "count", "prompt tokens read from a cache"),
