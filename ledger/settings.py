@@ -6,6 +6,7 @@
     bughive.toml          [ledger]      path, durability ("power-loss" | "process-crash")
                           [tiers.NAME]  model and provider           re-points a tier, or adds one
                                         timeout_s, max_retries       of one attempt; after the first
+                                        first_token_s, idle_s        the most silence in a stream
                                         max_tokens                   where a call names none
                                         fallback = ["FAST", …]       for route_with_fallback()
                           [[prices]]    as in ledger/prices.toml     own prices
@@ -37,7 +38,10 @@ DEFAULT_LEDGER = Path("data/ledger")
 
 _TABLES = {
     "ledger": ("path", "durability"),
-    "tiers": ("model", "provider", "timeout_s", "max_retries", "max_tokens", "fallback"),
+    "tiers": (
+        *("model", "provider", "timeout_s", "first_token_s", "idle_s"),
+        *("max_retries", "max_tokens", "fallback"),
+    ),
 }
 _TOP_KEYS = ("ledger", "prices", "tiers")
 _PROVIDERS = ("anthropic", "openrouter")
@@ -52,7 +56,8 @@ class TierSetting(NamedTuple):
     """What is set for a tier; None, and no fallback: as it is by default.
 
     `model` and `provider` stand together. `timeout_s` bounds one attempt, `max_retries` counts further
-    attempts after the first, `max_tokens` holds for calls that name none.
+    attempts after the first, `max_tokens` holds for calls that name none. `first_token_s` and `idle_s` bound
+    the silence of a stream before its first token and between two chunks.
     """
 
     model: str | None
@@ -61,6 +66,8 @@ class TierSetting(NamedTuple):
     max_retries: int | None = None
     max_tokens: int | None = None
     fallback: tuple[str, ...] = ()
+    first_token_s: float | None = None
+    idle_s: float | None = None
 
 
 class OwnPrice(NamedTuple):
@@ -201,6 +208,8 @@ class _TomlFile:
             self._whole_of(raw, table, "max_retries", at_least=0),
             self._whole_of(raw, table, "max_tokens", at_least=1),
             tuple(fallback),
+            self._number_of(raw, table, "first_token_s", above=0),
+            self._number_of(raw, table, "idle_s", above=0),
         )
 
     def _prices(self, raw: object) -> tuple[OwnPrice, ...]:

@@ -30,6 +30,7 @@ from router.errors import (
 )
 from router.providers.client import AnthropicClient, OpenRouterClient
 from router.router import LLMRouter
+from router.streams import Restarted, Stream, TextDelta, ThinkingDelta, ToolCallDelta
 from router.tasks import TASK_MODEL_MAP, ModelTier
 from router.types import ClientResponse, RouteResponse, ToolCall, UsageReport
 
@@ -51,11 +52,16 @@ __all__ = [
     "ModelTier",
     "OpenRouterClient",
     "ProviderError",
+    "Restarted",
     "RouteExhausted",
     "RouteResponse",
     "RouterError",
     "SettingsError",
+    "Stream",
+    "TextDelta",
+    "ThinkingDelta",
     "ToolCall",
+    "ToolCallDelta",
     "UnboundedRequest",
     "UnknownTask",
     "UnknownTier",

@@ -68,6 +68,7 @@ class Attempt(NamedTuple):
     ceiling_usd: Decimal | None
     prices: ModelPrices | None
     price_book: str
+    streamed: bool = False
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -90,6 +91,18 @@ class Cost(NamedTuple):
     def usd(self) -> Decimal | None:
         """As the provider billed it, else by the price book."""
         return self.list_usd if self.billed_usd is None else self.billed_usd
+
+
+UNKNOWN = Cost(None, None)
+
+
+def cost_of_failure(
+    failure: ProviderError, route: Route, prices: ModelPrices | None, book: PriceBook, at: datetime
+) -> Cost:
+    """What a failed attempt certainly cost, by what it reported; of what is in doubt nothing is certain."""
+    if failure.partial is None or billing_by(failure.billing_rule) != "billed":
+        return UNKNOWN
+    return cost_of(failure.partial, route, prices, book, at)
 
 
 def cost_of(answer: Answer, route: Route, prices: ModelPrices | None, book: PriceBook, at: datetime) -> Cost:
@@ -133,6 +146,7 @@ def received(request: Request, prompt: bytes, prompt_hash: str, call: Call) -> R
             prompt_bytes=len(prompt),
             prompt_hash=prompt_hash,
             tool_count=len(call.tools or ()),
+            streamed=call.stream,
             limit_usd=request.budget_usd,
         )
     except ValidationError as error:
@@ -155,38 +169,44 @@ _EXPECTED = {
 
 
 def started(attempt: Attempt) -> AttemptStarted:
-    return AttemptStarted(**attempt.facts(), max_tokens=attempt.max_tokens, reserved_usd=attempt.ceiling_usd)
+    return AttemptStarted(
+        **attempt.facts(),
+        streamed=attempt.streamed,
+        max_tokens=attempt.max_tokens,
+        reserved_usd=attempt.ceiling_usd,
+    )
 
 
-def succeeded(
-    attempt: Attempt, answer: Answer, cost: Cost, started_at: datetime, latency_ms: float
-) -> AttemptSucceeded:
+class Timing(NamedTuple):
+    """When an attempt began, how long it took without waits, and how long its first token, if it came."""
+
+    started_at: datetime
+    latency_ms: float
+    first_token_ms: float | None = None
+
+
+def succeeded(attempt: Attempt, answer: Answer, cost: Cost, timing: Timing) -> AttemptSucceeded:
     return AttemptSucceeded(
         **attempt.facts(),
+        **timing._asdict(),
         **_usage(answer, attempt, cost),
         **_verdict("answered", attempt, cost),
-        started_at=started_at,
-        latency_ms=latency_ms,
+        streamed=attempt.streamed,
         stop_reason=answer.stop_reason,
     )
 
 
 def failed(
-    attempt: Attempt,
-    failure: ProviderError,
-    cost: Cost,
-    started_at: datetime,
-    latency_ms: float,
-    wait_s: float | None,
+    attempt: Attempt, failure: ProviderError, cost: Cost, timing: Timing, wait_s: float | None
 ) -> AttemptFailed:
     usage = _usage(failure.partial, attempt, cost) if failure.partial else {}
     told = {"http_status": failure.http_status, "provider_request_id": failure.provider_request_id}
     return AttemptFailed(
         **attempt.facts(),
         **{**usage, **told},
+        **timing._asdict(),
         **_verdict(failure.billing_rule, attempt, cost),
-        started_at=started_at,
-        latency_ms=latency_ms,
+        streamed=attempt.streamed,
         error_type=failure.error_type,
         error_message=plain_text(str(failure)),
         retry_after_s=failure.retry_after_s,
@@ -194,12 +214,14 @@ def failed(
     )
 
 
-def cancelled(attempt: Attempt, started_at: datetime, latency_ms: float, reason: str) -> AttemptCancelled:
+def cancelled(attempt: Attempt, partial: Answer | None, timing: Timing, reason: str) -> AttemptCancelled:
+    """`partial` is what came of the answer by then; what it cost is not known."""
     return AttemptCancelled(
         **attempt.facts(),
+        **timing._asdict(),
+        **(_usage(partial, attempt, UNKNOWN) if partial else {}),
         **_verdict("no_answer", attempt),
-        started_at=started_at,
-        latency_ms=latency_ms,
+        streamed=attempt.streamed,
         reason=plain_text(reason),
     )
 

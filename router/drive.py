@@ -11,7 +11,7 @@ What is to be done is policy's decision, what is written down books's; this does
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -19,12 +19,13 @@ import uuid_utils
 from pydantic import BaseModel
 from tenacity.wait import wait_base
 
+from ledger.billing import billing_by
 from ledger.budgets import Hold, Limit
 from ledger.errors import BudgetError, LedgerError, SettingsError
 from ledger.events import RequestReceived
 from ledger.money import total
 from router import books
-from router.books import Attempt, Cost, Request
+from router.books import Attempt, Cost, Request, Timing
 from router.errors import (
     FailedAttempt,
     InvalidRequest,
@@ -36,18 +37,25 @@ from router.errors import (
 from router.policy import FallBack, GiveUp, Retry, next_step
 from router.prepare import Prepared, Target, prepare
 from router.providers.wire import Answer, usage_report
+from router.streams import CallerLeft, Items, Restarted, StreamItem
 from router.types import RouteResponse
 
 if TYPE_CHECKING:
     from ledger.ledger import Ledger
     from ledger.request_log import RequestLog
+    from router.providers.streaming import Reading
 
 __all__ = ["Drive", "Pace", "Request", "Target", "new_id"]
 
 OnLedgerError = Literal["raise", "warn"]
 
 _log = logging.getLogger("router")
-_UNKNOWN = Cost(None, None)
+
+
+_LEAVINGS: Mapping[type[BaseException], str] = {
+    KeyboardInterrupt: "interrupted by the caller",
+    GeneratorExit: "the caller closed the stream before its end",
+}
 
 
 def new_id() -> str:
@@ -91,6 +99,9 @@ class Drive:
         self._body = b""  # what it sends
         self._started_at = ledger.now()  # of the last attempt
         self._sent = 0.0
+        self._reading: Reading | None = None  # of the last attempt, where it is streamed
+        self._first_token_ms: float | None = None
+        self._is_shown = False  # a part of a streamed answer has reached the caller
         self._failures: list[FailedAttempt] = []
         self._cost: Decimal | None = Decimal(0)
         self._received = self._receive(self._targets[0])
@@ -101,19 +112,32 @@ class Drive:
         Raises RouteExhausted, BudgetError, LedgerError; whatever else comes, such as Ctrl-C, is
         recorded as the caller's leaving and goes on its way.
         """
+        items = self.stream()
+        while True:  # what is not streamed has no items
+            try:
+                next(items)
+            except StopIteration as end:
+                answered: tuple[Answer, RouteResponse] = end.value
+                return answered
+
+    def stream(self) -> Items[tuple[Answer, RouteResponse]]:
+        """The same, with the items of a streamed answer as they come.
+
+        Where it is closed before its end, or something is thrown into it, the caller has left.
+        """
         try:
-            return self._answer_of(self._targets.pop(0))
+            return (yield from self._answer_of(self._targets.pop(0)))
         except BaseException as leaving:
             self._leave(leaving)
             raise
 
-    def _answer_of(self, target: Target) -> tuple[Answer, RouteResponse]:
+    def _answer_of(self, target: Target) -> Items[tuple[Answer, RouteResponse]]:
         on_tier = 0
         while True:
             attempt = self._start(target)
             on_tier += 1
             try:
-                answer = self._send(target)
+                answer = (yield from self._read(target)) if attempt.streamed else self._send(target)
             except ProviderError as failure:
                 match self._next(failure, target, on_tier):
                     case Retry(wait_s=wait_s):
@@ -143,6 +167,7 @@ class Drive:
             prepared.ceiling if isinstance(prepared.ceiling, Decimal) else None,
             prepared.prices,
             self._ledger.prices.hash,
+            target.call.stream,
         )
         if self._request.budget_usd is not None:
             self._reserve(attempt, prepared.ceiling, self._request.budget_usd)
@@ -165,8 +190,27 @@ class Drive:
 
     def _send(self, target: Target) -> Answer:
         self._sent = self._pace.clock()
-        timeout_s = min(target.timeout_s, max(self._left_s(), 0.001))
-        return target.client.send(self._body, timeout_s)
+        return target.client.send(self._body, self._timeout_s(target))
+
+    def _read(self, target: Target) -> Generator[StreamItem, None, Answer]:
+        """The items of one attempt, before them the word that earlier ones are void."""
+        self._sent, self._first_token_ms = self._pace.clock(), None
+        reading = self._reading = target.client.read(self._body, self._timeout_s(target), target.limits)
+        items = iter(reading)
+        first = next(items, None)
+        if self._is_shown:
+            reason = self._failures[-1].error.error_type
+            yield Restarted(reason, target.route.tier, target.route.model)
+            self._is_shown = False
+        if first is not None:
+            self._first_token_ms = self._elapsed_ms(self._sent)
+            self._is_shown = True
+            yield first
+            yield from items
+        return reading.answer
+
+    def _timeout_s(self, target: Target) -> float:
+        return min(target.timeout_s, max(self._left_s(), 0.001))
 
     def _next(self, failure: ProviderError, target: Target, on_tier: int) -> Retry | FallBack | GiveUp:
         return next_step(
@@ -244,14 +288,14 @@ class Drive:
     # how it ended
 
     def _finish(self, attempt: Attempt, answer: Answer) -> RouteResponse:
-        latency_ms = self._elapsed_ms(self._sent)
-        cost = self._cost_of(answer, attempt)
+        timing = self._timing()
+        cost = books.cost_of(answer, attempt.route, attempt.prices, self._ledger.prices, self._started_at)
         self._add(cost)
         response = self._response(attempt, answer)
         try:
             log = self._open_log()
             events = [
-                books.succeeded(attempt, answer, cost, self._started_at, latency_ms),
+                books.succeeded(attempt, answer, cost, timing),
                 *books.ceiling_broken(attempt, cost),
                 books.completed(attempt, answer, log.started_at, self._elapsed_ms(self._began)),
             ]
@@ -303,13 +347,13 @@ class Drive:
         ends: bool = False,
     ) -> None:
         failure.request_id = self._request.request_id
-        cost = self._cost_of(failure.partial, attempt) if failure.partial else _UNKNOWN
-        if failure.partial:
-            self._add(cost)
-        latency_ms = self._elapsed_ms(self._sent)
+        timing = self._timing()
         log, route = self._open_log(), attempt.route
+        cost = books.cost_of_failure(failure, route, attempt.prices, self._ledger.prices, self._started_at)
+        if billing_by(failure.billing_rule) == "billed":
+            self._add(cost)
         events = [
-            books.failed(attempt, failure, cost, self._started_at, latency_ms, wait_s),
+            books.failed(attempt, failure, cost, timing, wait_s),
             *books.ceiling_broken(attempt, cost),
             *further,
         ]
@@ -357,13 +401,12 @@ class Drive:
         self._log = None
         if attempt is None or not log.begun:
             return log.abandon()
-        reason = (
-            "interrupted by the caller" if isinstance(leaving, KeyboardInterrupt) else type(leaving).__name__
-        )
+        kind = leaving.kind if isinstance(leaving, CallerLeft) else type(leaving)
+        reason = _LEAVINGS.get(kind, kind.__name__)
         events: list[BaseModel] = []
         if self._in_flight:
-            latency_ms = self._elapsed_ms(self._sent)
-            events.append(books.cancelled(attempt, self._started_at, latency_ms, reason))
+            partial = self._reading.partial() if self._reading else None
+            events.append(books.cancelled(attempt, partial, self._timing(), reason))
         events.append(books.request_cancelled(attempt, log.started_at, self._elapsed_ms(self._began), reason))
         try:
             log.append(*events)
@@ -374,8 +417,9 @@ class Drive:
         assert self._log is not None, "an attempt is begun before it ends"
         return self._log
 
-    def _cost_of(self, answer: Answer, attempt: Attempt) -> Cost:
-        return books.cost_of(answer, attempt.route, attempt.prices, self._ledger.prices, self._started_at)
+    def _timing(self) -> Timing:
+        """Of the last attempt, up to now."""
+        return Timing(self._started_at, self._elapsed_ms(self._sent), self._first_token_ms)
 
     def _add(self, cost: Cost) -> None:
         """An unknown part makes the whole unknown, not smaller."""

@@ -10,7 +10,7 @@ from ledger.budgets import ceiling_usd
 from ledger.errors import BudgetError, UnboundedRequest, UnpricedModel
 from ledger.prices import ModelPrices
 from router.catalog import Route
-from router.providers.client import Call, PricesPerMtok, ProviderClient
+from router.providers.client import Call, PricesPerMtok, ProviderClient, StreamLimits
 from router.providers.wire import encoded
 
 _NO_CEILING_FROM = 1_000_000  # USD; the ledger holds no such amount
@@ -24,6 +24,7 @@ class Target(NamedTuple):
     call: Call
     timeout_s: float  # for one attempt
     max_retries: int  # further attempts after the first
+    limits: StreamLimits = StreamLimits()  # where the call is streamed
 
 
 PROMPT_FIELDS = ("system", "messages", "tools")  # of a request body, what the model reads

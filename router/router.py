@@ -22,15 +22,17 @@ from router.providers.client import (
     Call,
     OpenRouterClient,
     ProviderClient,
+    StreamLimits,
     seconds,
     whole_number,
 )
+from router.streams import Items, Stream
 from router.tasks import TASK_MODEL_MAP, ModelTier
 from router.types import RouteResponse
 
 if TYPE_CHECKING:
     from ledger.tracker import CostTracker
-    from router.drive import OnLedgerError
+    from router.drive import Drive, OnLedgerError
     from router.prepare import Target
 
 
@@ -49,11 +51,26 @@ class _Asked(NamedTuple):
     system: System
     temperature: float | None
     params: Mapping[str, Any]
+    stream: bool = False
 
     def call(self, default_max_tokens: int) -> Call:
         """The call for a tier with that default."""
         max_tokens = default_max_tokens if self.max_tokens is None else self.max_tokens
-        return Call(self.messages, max_tokens, self.tools, self.system, self.temperature, self.params)
+        return Call(
+            self.messages, max_tokens, self.tools, self.system, self.temperature, self.params, self.stream
+        )
+
+
+class _Terms(NamedTuple):
+    """For whom a call is, and what it may take; None: as it is set, or as it is by default."""
+
+    session_id: str | None
+    tags: Mapping[str, str] | None
+    budget_usd: Decimal | int | str | float | None
+    timeout_s: float | None
+    deadline_s: float
+    first_token_s: float | None = None
+    idle_s: float | None = None
 
 
 class LLMRouter:
@@ -134,7 +151,9 @@ class LLMRouter:
         """
         _refuse_mistyped(params)
         request = _Asked(task, messages, max_tokens, tools, system, temperature, params)
-        return self._route(request, (), session_id, tags, budget_usd, timeout_s, deadline_s)
+        terms = _Terms(session_id, tags, budget_usd, timeout_s, deadline_s)
+        _, response = self._drive(request, (), terms).answer()
+        return response
 
     def route_with_fallback(
         self,
@@ -165,34 +184,60 @@ class LLMRouter:
         if fallback_tier is None:
             setting = self._setting().tiers.get(tier_of(task))
             fallback_tier = setting.fallback if setting and setting.fallback else ModelTier.FAST
-        fallbacks = (fallback_tier,) if isinstance(fallback_tier, str) else tuple(fallback_tier)
-        return self._route(request, fallbacks, session_id, tags, budget_usd, timeout_s, deadline_s)
+        terms = _Terms(session_id, tags, budget_usd, timeout_s, deadline_s)
+        _, response = self._drive(request, _tiers(fallback_tier), terms).answer()
+        return response
 
-    def _route(
+    def stream(
         self,
-        asked: _Asked,
-        fallbacks: Sequence[str],
-        session_id: str | None,
-        tags: Mapping[str, str] | None,
-        budget_usd: Decimal | int | str | float | None,
-        timeout_s: float | None,
-        deadline_s: float,
-    ) -> RouteResponse:
+        task: str,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        fallback_tier: ModelTier | str | Sequence[ModelTier | str] = (),
+        session_id: str | None = None,
+        max_tokens: int | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: System = None,
+        temperature: float | None = None,
+        tags: Mapping[str, str] | None = None,
+        budget_usd: Decimal | int | str | float | None = None,
+        timeout_s: float | None = None,
+        first_token_s: float | None = None,
+        idle_s: float | None = None,
+        deadline_s: float = DEADLINE_S,
+        **params: Any,
+    ) -> Stream[RouteResponse]:
+        """As `route`, and the answer can be read while it is written; see `Stream`.
+
+        fallback_tier: one, or several to be asked in turn; without it the task's own tier alone is asked.
+        Where a stream breaks after a part of it was shown, a `Restarted` item says so, and the answer
+        starts anew. first_token_s and idle_s bound the silence before the first token and between two
+        chunks (without them as the tier is set, else as the client is: 20 s and 30 s).
+
+        Raises at once as `route` does for what is not recorded, the rest while it is iterated.
+        """
+        _refuse_mistyped(params)
+        request = _Asked(task, messages, max_tokens, tools, system, temperature, params, stream=True)
+        terms = _Terms(session_id, tags, budget_usd, timeout_s, deadline_s, first_token_s, idle_s)
+        return Stream(_responses(self._drive(request, _tiers(fallback_tier), terms)))
+
+    def _drive(self, asked: _Asked, fallbacks: Sequence[str], terms: _Terms) -> Drive:
         from router import drive  # late: it loads the event models
 
         tier = tier_of(asked.task)
-        if timeout_s is not None:
-            timeout_s = seconds("timeout_s", timeout_s)
+        for name in ("timeout_s", "first_token_s", "idle_s"):
+            if (given := getattr(terms, name)) is not None:
+                seconds(name, given)
         tiers = dict.fromkeys([tier, *map(str, fallbacks)])
-        targets = [self._target(name, asked, timeout_s) for name in tiers]
+        targets = [self._target(name, asked, terms) for name in tiers]
         targets[0].client.require_key()
-        request = drive.Request(drive.new_id(), session_id, asked.task, tags, tier, _budget(budget_usd))
-        pace = drive.Pace(seconds("deadline_s", deadline_s), self._backoff, self._sleep, self._clock)
-        books = self.tracker.ledger
-        _, response = drive.Drive(books, request, targets, pace, self._on_ledger_error).answer()
-        return response
+        request = drive.Request(
+            drive.new_id(), terms.session_id, asked.task, terms.tags, tier, _budget(terms.budget_usd)
+        )
+        pace = drive.Pace(seconds("deadline_s", terms.deadline_s), self._backoff, self._sleep, self._clock)
+        return drive.Drive(self.tracker.ledger, request, targets, pace, self._on_ledger_error)
 
-    def _target(self, tier: str, asked: _Asked, timeout_s: float | None) -> Target:
+    def _target(self, tier: str, asked: _Asked, terms: _Terms) -> Target:
         """A tier as this call asks it: as the call says, else as the tier is set, else by default."""
         from router.prepare import Target  # late: it loads the price book's models
 
@@ -204,8 +249,12 @@ class LLMRouter:
             route,
             client,
             asked.call(setting.max_tokens or DEFAULT_MAX_TOKENS),
-            _first(timeout_s, setting.timeout_s, client.timeout_s),
+            _first(terms.timeout_s, setting.timeout_s, client.timeout_s),
             _first(self._max_retries, setting.max_retries, client.max_retries),
+            StreamLimits(
+                _first(terms.first_token_s, setting.first_token_s, client.limits.first_token_s),
+                _first(terms.idle_s, setting.idle_s, client.limits.idle_s),
+            ),
         )
 
     @property
@@ -259,7 +308,7 @@ class LLMRouter:
 
 _OWN = (
     *("session_id", "max_tokens", "tools", "system", "temperature", "tags", "budget_usd", "timeout_s"),
-    *("deadline_s", "fallback_tier", "messages", "task"),
+    *("deadline_s", "first_token_s", "idle_s", "fallback_tier", "messages", "task"),
 )
 
 
@@ -271,10 +320,22 @@ def _refuse_mistyped(params: Mapping[str, Any]) -> None:
 
     known = {param.name for param in PARAMS}
     for name in params:
+        if name in ("first_token_s", "idle_s"):
+            raise InvalidRequest(f"{name} is for stream(); route() waits for the whole answer")
         if name == "fallback_tier":
             raise InvalidRequest("fallback_tier is for route_with_fallback(); route() asks one tier")
         if name not in known and (meant := nearest(name, _OWN)):
             raise InvalidRequest(f"there is no argument {name!r}{meant}")
+
+
+def _tiers(given: ModelTier | str | Sequence[ModelTier | str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _responses(drive: Drive) -> Items[RouteResponse]:
+    """The items of a call, at their end the response alone."""
+    _, response = yield from drive.stream()
+    return response
 
 
 def _first(*choices: _T | None) -> _T:

@@ -93,14 +93,12 @@ def record(outcome: Answer | ProviderError) -> None:
     """As the router does it: an event that cannot be made would lose an answer that was paid for."""
     at = utc_now()
     if isinstance(outcome, ProviderError):
-        cost = books.Cost(None, None)
-        if outcome.partial:
-            cost = books.cost_of(outcome.partial, ROUTE, ATTEMPT.prices, BOOK, at)
-        event: Any = books.failed(ATTEMPT, outcome, cost, at, 1.0, None)
+        cost = books.cost_of_failure(outcome, ROUTE, ATTEMPT.prices, BOOK, at)
+        event: Any = books.failed(ATTEMPT, outcome, cost, books.Timing(at, 1.0), None)
         assert isinstance(event, AttemptFailed)
     else:
         cost = books.cost_of(outcome, ROUTE, ATTEMPT.prices, BOOK, at)
-        event = books.succeeded(ATTEMPT, outcome, cost, at, 1.0)
+        event = books.succeeded(ATTEMPT, outcome, cost, books.Timing(at, 1.0))
         assert isinstance(event, AttemptSucceeded)
         outcome.as_response("m")
     event.model_dump_json()

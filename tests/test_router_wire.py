@@ -442,11 +442,11 @@ def test_whatever_comes_the_books_can_hold_it(reader: Any, body: bytes, status: 
             if failure.partial
             else books.Cost(None, None)
         )
-        event: Any = books.failed(attempt, failure, cost, NOW, 1.0, None)
+        event: Any = books.failed(attempt, failure, cost, books.Timing(NOW, 1.0), None)
         assert isinstance(event, AttemptFailed)
     else:
         cost = books.cost_of(answer, route, prices, BOOK, NOW)
-        event = books.succeeded(attempt, answer, cost, NOW, 1.0)
+        event = books.succeeded(attempt, answer, cost, books.Timing(NOW, 1.0))
         assert isinstance(event, AttemptSucceeded)
         assert "Decimal" not in repr([call["input"] for call in answer.tool_calls])
     event.model_dump_json()

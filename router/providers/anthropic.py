@@ -9,7 +9,7 @@ from ledger.prices import STANDARD_TIERS, Usage
 from router.errors import ProviderError
 from router.messages import anthropic_history
 from router.params import Asked, Told, log_changes, told
-from router.providers.client import Call, PricesPerMtok
+from router.providers.client import Assembler, Call, PricesPerMtok
 from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
 from router.providers.wire import (
     Answer,
@@ -33,7 +33,7 @@ PROVIDER = "anthropic"
 _BOUNDED = frozenset(
     {
         *("model", "messages", "max_tokens", "system", "tools", "tool_choice", "stop_sequences"),
-        *("temperature", "top_p", "top_k", "metadata", "thinking", "output_config"),
+        *("temperature", "top_p", "top_k", "metadata", "thinking", "output_config", "stream"),
     }
 )
 
@@ -49,12 +49,19 @@ def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None)
         body["tools"] = tools
     params = _told(call, bool(tools))
     log_changes(PROVIDER, params, tools_left_out)
-    return {**body, **params.body}
+    return {**body, **params.body, **({"stream": True} if call.stream else {})}
 
 
 def _told(call: Call, has_tools: bool) -> Told:
     given = {"temperature": call.temperature, **call.params}
     return told("anthropic", Asked(given, call.max_tokens, has_tools))
+
+
+def assembler() -> Assembler:
+    """What puts a stream together."""
+    from router.providers.anthropic_stream import AnthropicStream
+
+    return AnthropicStream()
 
 
 def why_unbounded(body: Mapping[str, Any]) -> str | None:
@@ -80,9 +87,13 @@ def _blocks(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]
             yield from rows(block.get("content"))
 
 
+def request_id_of(reply: Reply) -> str | None:
+    return name(reply.headers.get("request-id"))
+
+
 def read_reply(reply: Reply) -> Answer:
     """The answer in a reply. Raises ProviderError where there is none."""
-    request_id = name(reply.headers.get("request-id"))
+    request_id = request_id_of(reply)
     try:
         content = decoded(reply.body)
     except ValueError as error:
@@ -92,12 +103,12 @@ def read_reply(reply: Reply) -> Answer:
     message = table(content)
     request_id = request_id or name(message.get("request_id"))
     if not 200 <= reply.status < 300:
-        raise failure_of_status(PROVIDER, reply, _said(message) or words_of(reply), request_id)
+        raise failure_of_status(PROVIDER, reply, said_by(message) or words_of(reply), request_id)
     if "error" in message or message.get("type") == "error":
         raise _error_in_answer(reply, message, request_id)
     if not isinstance(message.get("content"), list):
         raise failure_to_read(PROVIDER, reply, "it has no content", request_id)
-    return _answer(message, reply, request_id)
+    return answer_of(message, reply, request_id)
 
 
 _STATUS_OF_ERROR = {
@@ -115,13 +126,16 @@ _STATUS_OF_ERROR = {
 
 
 def _error_in_answer(reply: Reply, message: Mapping[str, Any], request_id: str | None) -> ProviderError:
-    kind = table(message.get("error")).get("type")
-    partial = _answer(message, reply, request_id) if message.get("usage") else None
-    code = _STATUS_OF_ERROR.get(str(kind))
-    return failure_in_answer(PROVIDER, reply, code, _said(message), partial, request_id)
+    partial = answer_of(message, reply, request_id) if message.get("usage") else None
+    return failure_in_answer(PROVIDER, reply, code_of(message), said_by(message), partial, request_id)
 
 
-def _said(message: Mapping[str, Any]) -> str:
+def code_of(message: Mapping[str, Any]) -> int | None:
+    """The HTTP status that an error inside an answer stands for; None: an unknown kind."""
+    return _STATUS_OF_ERROR.get(str(table(message.get("error")).get("type")))
+
+
+def said_by(message: Mapping[str, Any]) -> str:
     """What an error body says, codes that decide included."""
     error = table(message.get("error"))
     code = table(error.get("details")).get("error_code")
@@ -129,7 +143,8 @@ def _said(message: Mapping[str, Any]) -> str:
     return ": ".join(str(word) for word in words if word)
 
 
-def _answer(message: Mapping[str, Any], reply: Reply, request_id: str | None) -> Answer:
+def answer_of(message: Mapping[str, Any], reply: Reply, request_id: str | None) -> Answer:
+    """What a Message says; one that was put together from a stream is like any other."""
     blocks = rows(message.get("content"))
     calls = tuple(_tool_call(block) for block in blocks if block.get("type") == "tool_use")
     numbers = Numbers()

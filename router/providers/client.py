@@ -11,27 +11,30 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, overload
 
 import httpx
 
-from ledger.secrecy import SHOWN, Secret, SecretBytes, frameless, scrubbed
+from ledger.secrecy import SHOWN, Secret, SecretBytes, scrubbed
 from ledger.settings import Settings
 from router.catalog import Route, model_id
 from router.errors import InvalidRequest, MissingKey, ProviderError, RouteExhausted
 from router.messages import System
 from router.policy import BACKOFF, DEADLINE_S, retrying
+from router.streams import Stream
 from router.types import ClientResponse
 
 if TYPE_CHECKING:  # loaded when the first call is made: `import router` stays light
     from ledger.tracker import CostTracker
+    from router.providers.streaming import Reading
     from router.providers.transport import Channel
     from router.providers.wire import Answer, Reply
+    from router.streams import Items, StreamItem
 
 
 DIRECT_TIER = "DIRECT"  # where the books put what a client was asked without a router
@@ -40,10 +43,6 @@ DIRECT_TIER = "DIRECT"  # where the books put what a client was asked without a 
 MAX_TOKENS_BOUND = 1_000_000_000
 
 _SECRET_HEADERS = ("x-api-key", "authorization")
-_RECORDED = (  # texts of an Answer that go on the books: a key that is echoed in one is hidden
-    *("model", "id", "upstream_provider", "service_tier", "stop_reason", "provider_stop_reason"),
-    *("usage_json", "usage_suspect", "provider_request_id"),
-)
 _log = logging.getLogger("router")
 
 
@@ -57,6 +56,7 @@ class Call:
     system: System = None
     temperature: float | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if not _is_list(self.messages) or not self.messages:
@@ -66,7 +66,15 @@ class Call:
         whole_number("max_tokens", self.max_tokens, at_least=1, at_most=MAX_TOKENS_BOUND)
         taken = sorted({"model", "messages", "stream"}.intersection(self.params))
         if taken:
-            raise InvalidRequest(f"{taken[0]} cannot be set here; leave it out")
+            instead = "call router.stream()" if taken[0] == "stream" else "leave it out"
+            raise InvalidRequest(f"{taken[0]} cannot be set here; {instead}")
+
+
+class StreamLimits(NamedTuple):
+    """How long a stream may be silent, in seconds: until its first token, and then between two chunks."""
+
+    first_token_s: float = 20.0
+    idle_s: float = 30.0
 
 
 class PricesPerMtok(NamedTuple):
@@ -74,6 +82,36 @@ class PricesPerMtok(NamedTuple):
 
     prompt: Decimal
     completion: Decimal
+
+
+class Assembler(Protocol):
+    """Puts one answer together from the chunks of its stream; pure.
+
+    `begun`: something came for which the provider may bill. `flowing`: the model has said something.
+    `finished`: it said that it is done; what may still come is its usage. `done`: the provider said that
+    nothing more comes. `has_usage`: what the whole answer used is known. `error`: the last one told.
+    """
+
+    begun: bool
+    flowing: bool
+    finished: bool
+    done: bool
+    has_usage: bool
+    error: ToldError | None
+
+    def take(self, chunk: Mapping[str, Any], data: bytes, /) -> Sequence[StreamItem]:
+        """What a chunk adds, in items; `data` is the chunk as it came. Raises sse.TooLong."""
+
+    def answer(self, reply: Reply, /) -> Answer:
+        """What has been put together so far; `reply` is the head, of which the body is not looked at."""
+
+
+class ToldError(NamedTuple):
+    """An error inside a stream: the HTTP status it stands for, where it does, and its words."""
+
+    code: object
+    said: str
+    data: bytes  # the chunk
 
 
 class Dialect(Protocol):
@@ -88,11 +126,26 @@ class Dialect(Protocol):
     def read_reply(self, reply: Reply, /) -> Answer:
         """The answer in a reply. Raises ProviderError where there is none."""
 
+    def request_id_of(self, reply: Reply, /) -> str | None:
+        """How the provider names this call in the head of a reply; None: not."""
+
+    def assembler(self) -> Assembler:
+        """What puts a stream together."""
+
+
+class _Booking(NamedTuple):
+    """How the ledger is to call what a client is asked."""
+
+    task: str
+    session_id: str | None
+    tags: Mapping[str, str] | None
+
 
 class ProviderClient:
     """One provider's API over HTTP. Thread-safe; a context manager; closes only a transport it made.
 
     timeout: seconds by the wall clock for one attempt. max_retries: further attempts after the first.
+    first_token_s and idle_s: the most silence in a stream, before its first token and between two chunks.
     tracker: whose ledger is to record what is asked here without a router, under the tier DIRECT.
     """
 
@@ -110,6 +163,8 @@ class ProviderClient:
         base_url: str | None = None,
         transport: httpx.BaseTransport | None = None,
         *,
+        first_token_s: float = StreamLimits().first_token_s,
+        idle_s: float = StreamLimits().idle_s,
         tracker: CostTracker | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -117,6 +172,7 @@ class ProviderClient:
         self._given_url = Secret.of(base_url)
         del api_key, base_url  # of what a traceback may show
         self.timeout_s = seconds("timeout", timeout)
+        self.limits = StreamLimits(seconds("first_token_s", first_token_s), seconds("idle_s", idle_s))
         self.max_retries = whole_number("max_retries", max_retries, at_least=0)
         self._transport = transport
         self._channel: Channel | None = None
@@ -140,91 +196,79 @@ class ProviderClient:
 
     def send(self, body: bytes, timeout_s: float) -> Answer:
         """One attempt. Raises ProviderError where it gives no answer, and as require_key() does."""
+        from router.providers.echo import read_without_key
         from router.providers.transport import post
 
         channel = self._channel or self._open_channel()
-        outcome = self._read(post(channel, self.provider, self._url, self._headers, body, timeout_s))
+        reply = post(channel, self.provider, self._url, self._headers, body, timeout_s)
+        outcome = read_without_key(self._key, self.provider, self.dialect, reply)
+        del reply  # it may echo the key: what a traceback may show of this frame
         if isinstance(outcome, ProviderError):
             raise outcome
         return outcome
 
-    def _read(self, reply: Reply) -> Answer | ProviderError:
-        """What a reply says, without this client's own key; a failure is returned as if raised by the caller.
+    def read(self, body: bytes, timeout_s: float, limits: StreamLimits) -> Reading:
+        """One attempt, streamed; nothing is sent before it is iterated. Raises as require_key() does."""
+        from router.providers.streaming import Ask, Limits, Reading
 
-        The frames of the reading hold the reply, which may echo the key: they do not travel with the failure.
-        """
-        try:
-            return self._without_key(self.dialect.read_reply(reply))
-        except ProviderError as failure:
-            told = failure
-        except RecursionError:
-            from router.providers.failures import failure_to_read
-
-            return failure_to_read(self.provider, reply, "nested too deeply", None)
-        hidden = self._key.hidden_in(text := reply.body.decode("latin-1"))
-        headers = {name: self._key.hidden_in(value) for name, value in reply.headers.items()}
-        if hidden is not text or headers != dict(reply.headers):
-            try:
-                self.dialect.read_reply(reply._replace(body=hidden.encode("latin-1"), headers=headers))
-            except ProviderError as failure:
-                told = failure
-        return frameless(told)
-
-    def _without_key(self, answer: Answer) -> Answer:
-        hidden: dict[str, Any] = {
-            name: told
-            for name in _RECORDED
-            if (said := getattr(answer, name)) and (told := self._key.hidden_in(said)) is not said
-        }
-        return replace(answer, **hidden) if hidden else answer
+        channel = self._channel or self._open_channel()
+        ask = Ask(channel, self.provider, self.dialect, self._key, self._url, self._headers, body)
+        return Reading(ask, Limits(timeout_s, *limits))
 
     def require_key(self) -> None:
         """Raise now, rather than at the first attempt: MissingKey, InvalidRequest, SettingsError."""
         _ = self._headers
         _ = self._channel or self._open_channel()
 
-    def _answer(
-        self, call: Call, model: str, task: str, session_id: str | None, tags: Mapping[str, str] | None
-    ) -> ClientResponse:
-        """Ask, and ask again as the retry policy says. Raises the last attempt's ProviderError."""
+    def _answered(self, call: Call, model: str, booking: _Booking) -> Any:
+        """A ClientResponse; of a call that streams a Stream of one."""
         named = model_id(self.provider, model)
         if self._tracker is not None:
-            return self._booked(self._tracker, call, named, task, session_id, tags).as_response(named)
-        if session_id is not None or tags is not None:
+            return self._booked(self._tracker, call, named, booking)
+        if booking.session_id is not None or booking.tags is not None:
             raise InvalidRequest("session_id and tags are for the ledger; give this client a tracker=")
         from router.providers.wire import encoded
 
         body = encoded(self.body(call, named))
-        ends_at = time.monotonic() + DEADLINE_S
-
-        def attempt() -> Answer:
-            return self.send(body, min(self.timeout_s, max(ends_at - time.monotonic(), 0.001)))
-
-        answer: Answer = retrying(self.max_retries, sleep=self._sleep)(attempt)
+        if call.stream:
+            self.require_key()
+            return Stream(self._streamed(body, named))
+        timeout_s = self._timeouts()
+        answer: Answer = retrying(self.max_retries, sleep=self._sleep)(lambda: self.send(body, timeout_s()))
         return answer.as_response(named)
 
-    def _booked(
-        self,
-        tracker: CostTracker,
-        call: Call,
-        model: str,
-        task: str,
-        session_id: str | None,
-        tags: Mapping[str, str] | None,
-    ) -> Answer:
+    def _streamed(self, body: bytes, model: str) -> Items[ClientResponse]:
+        """The items of an answer; asked for again, as the retry policy says, while none of it has come."""
+        timeout_s = self._timeouts()
+        for attempt in retrying(self.max_retries, sleep=self._sleep):
+            with attempt:  # which hands on whatever ends it, the caller's leaving too
+                reading = self.read(body, timeout_s(), self.limits)
+                yield from reading
+        return reading.answer.as_response(model)
+
+    def _timeouts(self) -> Callable[[], float]:
+        """How long the next attempt of a call that begins now may take."""
+        ends_at = time.monotonic() + DEADLINE_S
+        return lambda: min(self.timeout_s, max(ends_at - time.monotonic(), 0.001))
+
+    def _booked(self, tracker: CostTracker, call: Call, model: str, booking: _Booking) -> Any:
         """The same with every attempt on the books: a request of one tier, DIRECT."""
         from router import drive
         from router.prepare import Target
 
-        request = drive.Request(drive.new_id(), session_id, task, tags, DIRECT_TIER)
+        request = drive.Request(drive.new_id(), booking.session_id, booking.task, booking.tags, DIRECT_TIER)
         route = Route(DIRECT_TIER, model, self.provider)
-        target = Target(route, self, call, self.timeout_s, self.max_retries)
+        target = Target(route, self, call, self.timeout_s, self.max_retries, self.limits)
         pace = drive.Pace(DEADLINE_S, BACKOFF, self._sleep, time.monotonic)
+        driven = drive.Drive(tracker.ledger, request, [target], pace)
+        if call.stream:
+            self.require_key()
+            return Stream(_of_one(driven.stream(), model))
         try:
-            answer, _ = drive.Drive(tracker.ledger, request, [target], pace).answer()
+            answer, _ = driven.answer()
         except RouteExhausted as exhausted:
             raise exhausted.attempts[-1].error from None
-        return answer
+        return answer.as_response(model)
 
     # what is made when it is first needed
 
@@ -313,6 +357,7 @@ class AnthropicClient(ProviderClient):
     default_base_url = "https://api.anthropic.com"
     path = "/v1/messages"
 
+    @overload
     def create_message(
         self,
         model: str,
@@ -322,19 +367,55 @@ class AnthropicClient(ProviderClient):
         system: System = None,
         temperature: float | None = None,
         *,
+        stream: Literal[False] = False,
         session_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         **params: Any,
-    ) -> ClientResponse:
+    ) -> ClientResponse: ...
+
+    @overload
+    def create_message(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 4096,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: System = None,
+        temperature: float | None = None,
+        *,
+        stream: Literal[True],
+        session_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> Stream[ClientResponse]: ...
+
+    def create_message(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 4096,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: System = None,
+        temperature: float | None = None,
+        *,
+        stream: bool = False,
+        session_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> ClientResponse | Stream[ClientResponse]:
         """One answer, retried as the policy says; a leading `anthropic/` of the model is dropped.
 
+        stream: give its items while they come, and the answer at their end; see `Stream`.
         session_id and tags: for the books of a client with a tracker.
 
         Raises ProviderError when the last attempt has failed, MissingKey, InvalidRequest; with a
         tracker also LedgerError.
         """
-        call = Call(messages, max_tokens, tools, system, temperature, params)
-        return self._answer(call, model, "create_message", session_id, tags)
+        call = Call(messages, max_tokens, tools, system, temperature, params, stream)
+        answered: ClientResponse | Stream[ClientResponse] = self._answered(
+            call, model, _Booking("create_message", session_id, tags)
+        )
+        return answered
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -355,6 +436,7 @@ class OpenRouterClient(ProviderClient):
     default_base_url = "https://openrouter.ai/api/v1"
     path = "/chat/completions"
 
+    @overload
     def create_completion(
         self,
         model: str,
@@ -364,19 +446,55 @@ class OpenRouterClient(ProviderClient):
         system: System = None,
         temperature: float | None = None,
         *,
+        stream: Literal[False] = False,
         session_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         **params: Any,
-    ) -> ClientResponse:
+    ) -> ClientResponse: ...
+
+    @overload
+    def create_completion(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 4096,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: System = None,
+        temperature: float | None = None,
+        *,
+        stream: Literal[True],
+        session_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> Stream[ClientResponse]: ...
+
+    def create_completion(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 4096,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        system: System = None,
+        temperature: float | None = None,
+        *,
+        stream: bool = False,
+        session_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        **params: Any,
+    ) -> ClientResponse | Stream[ClientResponse]:
         """One answer, retried as the policy says.
 
+        stream: give its items while they come, and the answer at their end; see `Stream`.
         session_id and tags: for the books of a client with a tracker.
 
         Raises ProviderError when the last attempt has failed, MissingKey, InvalidRequest; with a
         tracker also LedgerError.
         """
-        call = Call(messages, max_tokens, tools, system, temperature, params)
-        return self._answer(call, model, "create_completion", session_id, tags)
+        call = Call(messages, max_tokens, tools, system, temperature, params, stream)
+        answered: ClientResponse | Stream[ClientResponse] = self._answered(
+            call, model, _Booking("create_completion", session_id, tags)
+        )
+        return answered
 
     @cached_property
     def dialect(self) -> Dialect:
@@ -420,3 +538,12 @@ def whole_number(what: str, value: object, at_least: int, at_most: int = 1_000) 
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
         raise InvalidRequest(f"{what} must be a whole number from {at_least} to {at_most:,}, not {value!r}")
     return value
+
+
+def _of_one(items: Items[tuple[Answer, Any]], model: str) -> Items[ClientResponse]:
+    """The items of a call of one model, at their end its answer. Raises what its last attempt failed with."""
+    try:
+        answer, _ = yield from items
+    except RouteExhausted as exhausted:
+        raise exhausted.attempts[-1].error from None
+    return answer.as_response(model)

@@ -2,6 +2,8 @@
 
 an error status             failure_of_status     by the status, and by the words where it says too little
 an error inside HTTP 200    failure_in_answer     by its own code, else as a 502
+an error inside a stream    failure_in_stream     the same
+a stream without its end    failure_to_stream
 an HTTP 200 with no answer  failure_to_read
 no reply, or half of one    failure_to_reach
 
@@ -21,6 +23,7 @@ from ledger.events import ErrorType, plain_text
 from ledger.secrecy import scrubbed
 from router.errors import ProviderError
 from router.policy import retryable, wait_told
+from router.providers.client import ToldError
 from router.providers.wire import Answer, Reply, decoded, table
 
 _SAID_BOUND = 20_000  # characters that are looked at; 500 are kept
@@ -122,6 +125,54 @@ def failure_in_answer(
     )
 
 
+def failure_in_stream(
+    provider: str,
+    head: Reply,
+    told: ToldError,
+    partial: Answer | None,
+    request_id: str | None,
+    has_usage: bool,
+) -> ProviderError:
+    """An error told inside a stream: by its own code, else as a 502. What had begun is not asked for again.
+
+    `has_usage`: `partial` has all that was used.
+    """
+    error_type = error_type_of(status_of_code(told.code) or 502, told.said)
+    rule = "answered_with_error" if has_usage else "no_answer" if partial else "error_in_answer"
+    return _failure(
+        provider,
+        error_type,
+        told.said or "an error without words inside a stream",
+        head._replace(body=told.data),
+        billing_rule=rule,
+        request_id=request_id,
+        partial=partial,
+        may_retry=partial is None,
+    )
+
+
+def failure_to_stream(
+    provider: str,
+    head: Reply,
+    error_type: ErrorType,
+    why: str,
+    partial: Answer | None,
+    request_id: str | None,
+    has_usage: bool,
+) -> ProviderError:
+    """A stream that broke off before its finish. `has_usage`: `partial` has all that was used."""
+    return _failure(
+        provider,
+        error_type,
+        why,
+        head,
+        billing_rule="answered_with_error" if has_usage else "no_answer",
+        request_id=request_id,
+        partial=partial,
+        may_retry=partial is None,
+    )
+
+
 def failure_to_read(provider: str, reply: Reply, why: str, request_id: str | None) -> ProviderError:
     """An HTTP 200 whose body is no answer: it may have been billed."""
     return _failure(
@@ -148,13 +199,14 @@ def _failure(
     billing_rule: str,
     request_id: str | None,
     partial: Answer | None = None,
+    may_retry: bool = True,
 ) -> ProviderError:
     headers = reply.headers if reply else {}
     return ProviderError(
         plain_text(scrubbed(said[:_SAID_BOUND])).strip() or error_type,
         error_type=error_type,
         provider=provider,
-        retryable=retryable(error_type, headers),
+        retryable=may_retry and retryable(error_type, headers),
         billing_rule=billing_rule,
         http_status=reply.status if reply and 100 <= reply.status <= 999 else None,
         retry_after_s=wait_told(headers) if reply is None else _wait_told(reply),

@@ -37,6 +37,10 @@ class Deadline(float):
         """Seconds that remain; negative once it has passed."""
         return self._ends_at - time.monotonic()
 
+    def told(self, host: str) -> str:
+        """What it means that it ran out."""
+        return f"no answer from {host} within {self:.3g} s"
+
     def watch_proxy(self) -> Callable[[str, Mapping[str, Any]], None]:
         """A trace for httpcore that notes when a request is sent on, beyond what opens a tunnel."""
         self.may_have_sent = False
@@ -46,6 +50,32 @@ class Deadline(float):
                 self.may_have_sent = True
 
         return note
+
+
+class Patience(Deadline):
+    """A Deadline that besides bounds a silence: until the first token, between chunks, after the finish."""
+
+    quiet_s: float
+    _quiet_ends_at: float
+    _awaited: str
+
+    def wait_at_most(self, quiet_s: float, awaited: str) -> None:
+        """From now on, and from each `heard()` on, so long for what is `awaited`."""
+        self.quiet_s = quiet_s
+        self._awaited = awaited
+        self.heard()
+
+    def heard(self) -> None:
+        """Something came: the silence begins anew."""
+        self._quiet_ends_at = time.monotonic() + self.quiet_s
+
+    def left(self) -> float:
+        return min(self._ends_at, self._quiet_ends_at) - time.monotonic()
+
+    def told(self, host: str) -> str:
+        if self._ends_at <= time.monotonic():
+            return f"no whole answer from {host} within {self:.3g} s"
+        return f"no {self._awaited} from {host} within {self.quiet_s:.3g} s"
 
 
 def _left(timeout: float | None, too_late: type[Exception]) -> float | None:

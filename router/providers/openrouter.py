@@ -10,7 +10,7 @@ from ledger.money import total, usd
 from ledger.prices import Usage
 from router.messages import openai_history
 from router.params import Asked, Told, log_changes, told
-from router.providers.client import Call, PricesPerMtok
+from router.providers.client import Assembler, Call, PricesPerMtok
 from router.providers.failures import failure_in_answer, failure_of_status, failure_to_read
 from router.providers.wire import (
     Answer,
@@ -35,7 +35,7 @@ _CACHING = ("anthropic/", "google/")
 _BOUNDED = frozenset(
     {
         *("model", "messages", "max_tokens", "n", "stop", "seed", "user", "provider", "reasoning"),
-        *("tools", "tool_choice", "parallel_tool_calls", "response_format"),
+        *("tools", "tool_choice", "parallel_tool_calls", "response_format", "stream", "stream_options"),
         *("temperature", "top_p", "top_k", "top_a", "min_p", "logit_bias", "logprobs", "top_logprobs"),
         *("frequency_penalty", "presence_penalty", "repetition_penalty"),
     }
@@ -63,6 +63,8 @@ def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None)
     params = _told(call, bool(tools))
     log_changes(PROVIDER, params, tools_left_out)
     body.update(params.body)
+    if call.stream:
+        body.update(stream=True, stream_options={"include_usage": True})
     if max_price is not None:
         limits = {"prompt": float(max_price.prompt), "completion": float(max_price.completion)}
         body["provider"] = {**table(body.get("provider")), "max_price": limits}
@@ -72,6 +74,13 @@ def request_body(call: Call, model: str, max_price: PricesPerMtok | None = None)
 def _told(call: Call, has_tools: bool) -> Told:
     given = {"temperature": call.temperature, **call.params}
     return told("openrouter", Asked(given, call.max_tokens, has_tools))
+
+
+def assembler() -> Assembler:
+    """What puts a stream together."""
+    from router.providers.openrouter_stream import OpenRouterStream
+
+    return OpenRouterStream()
 
 
 def why_unbounded(body: Mapping[str, Any]) -> str | None:
@@ -99,9 +108,13 @@ def _is_inline(image: Any) -> bool:
     return str(url).startswith("data:")
 
 
+def request_id_of(reply: Reply) -> str | None:
+    return name(reply.headers.get("x-generation-id")) or name(reply.headers.get("x-request-id"))
+
+
 def read_reply(reply: Reply) -> Answer:
     """The answer in a reply. Raises ProviderError where there is none."""
-    request_id = name(reply.headers.get("x-generation-id")) or name(reply.headers.get("x-request-id"))
+    request_id = request_id_of(reply)
     try:
         completion = table(decoded(reply.body))
     except ValueError as error:
@@ -109,20 +122,20 @@ def read_reply(reply: Reply) -> Answer:
             raise failure_of_status(PROVIDER, reply, words_of(reply), request_id) from error
         raise failure_to_read(PROVIDER, reply, f"not JSON: {words_of(reply)[:80]!r}", request_id) from error
     if not 200 <= reply.status < 300:
-        raise failure_of_status(PROVIDER, reply, _said(completion) or words_of(reply), request_id)
+        raise failure_of_status(PROVIDER, reply, said_by(completion) or words_of(reply), request_id)
     choices = rows(completion.get("choices"))
     first = choices[0] if choices else {}
     error_found = completion.get("error") or first.get("error")
     if error_found or first.get("finish_reason") == "error":
-        partial = _answer(completion, first, reply, request_id)
+        partial = answer_of(completion, first, reply, request_id)
         code = table(error_found).get("code")
-        raise failure_in_answer(PROVIDER, reply, code, _said({"error": error_found}), partial, request_id)
+        raise failure_in_answer(PROVIDER, reply, code, said_by({"error": error_found}), partial, request_id)
     if not isinstance(first.get("message"), dict):
         raise failure_to_read(PROVIDER, reply, "it has no message", request_id)
-    return _answer(completion, first, reply, request_id)
+    return answer_of(completion, first, reply, request_id)
 
 
-def _said(body: Mapping[str, Any]) -> str:
+def said_by(body: Mapping[str, Any]) -> str:
     """What an error body says, the upstream's own words included."""
     found = body.get("error")
     if not isinstance(found, dict):
@@ -137,9 +150,10 @@ def _said(body: Mapping[str, Any]) -> str:
     return ": ".join(str(word) for word in words if word)
 
 
-def _answer(
+def answer_of(
     completion: Mapping[str, Any], choice: Mapping[str, Any], reply: Reply, request_id: str | None
 ) -> Answer:
+    """What a completion says in one of its choices, be it put together from a stream or not."""
     message = table(choice.get("message"))
     answer_id = name(completion.get("id"))
     calls = tuple(
@@ -153,7 +167,7 @@ def _answer(
     cost, upstream_cost = _costs(reported, numbers)
     finish = name(choice.get("finish_reason"))
     return Answer(
-        content=_text(message.get("content")),
+        content=text_of(message.get("content")),
         tool_calls=calls,
         usage=usage,
         stop_reason=_stop_reason(finish, bool(calls), message),
@@ -173,7 +187,7 @@ def _answer(
     )
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
     """The text of an answer; some send it as a list of parts, some as nothing."""
     if isinstance(content, str):
         return content

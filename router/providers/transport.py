@@ -1,6 +1,7 @@
 """The one place that does HTTP: post a body, get a Reply, within a time by the wall clock.
 
     post(channel, provider, url, headers, body, timeout_s) ──▶ Reply       raises ProviderError
+    begin(channel, provider, url, headers, body, patience) ──▶ Opened      its body comes piece by piece
     Pool          the channel used unless a transport is given: httpcore's connections, kept
     Through       the channel through any httpx.BaseTransport
 
@@ -24,9 +25,9 @@ import ssl
 import threading
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
@@ -35,22 +36,35 @@ import httpx
 from ledger.errors import SettingsError
 from ledger.events import ErrorType
 from ledger.secrecy import Secret, SecretBytes, frameless
+from router.errors import ProviderError
 from router.providers.failures import failure_to_reach
-from router.providers.network import Deadline, Network, is_this_machine
+from router.providers.network import Deadline, Network, Patience, is_this_machine
+from router.providers.sse import TooLong
 from router.providers.wire import Reply
 
 BODY_BOUND = 16 * 1024 * 1024  # bytes, unpacked; the longest answers, pictures in them, have a few millions
+_PIECE = 64 * 1024  # bytes that are unpacked at a time
 _IDLE_S = 20.0
 _IDLE_CONNECTIONS = 100
 
 Headers = list[tuple[bytes, bytes]]
 
 
+class Opened(NamedTuple):
+    """A reply that has begun: header names in lower case, a body in pieces, packed as `encoding` says."""
+
+    status: int
+    headers: Mapping[str, str]
+    pieces: Iterable[bytes]
+    encoding: str | None
+    close: Callable[[], None]  # to be called by whoever opened it, whatever happened
+
+
 class Channel(Protocol):
     """A way to a provider."""
 
-    def exchange(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Reply:
-        """Send one body and read the whole reply. Raises what httpx or httpcore raise, or _Cut."""
+    def open(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Opened:
+        """Send one body and wait for a head. It, and reading on, raise what httpx or httpcore raise."""
 
     def close(self) -> None:
         """Close the connections this channel made."""
@@ -58,10 +72,6 @@ class Channel(Protocol):
 
 class _Cut(Exception):
     """An answer that had begun and did not come whole; from the error that cut it."""
-
-
-class _TooLong(Exception):
-    """An answer beyond all bounds."""
 
 
 # httpx has namesakes of httpcore's errors.
@@ -77,16 +87,16 @@ _FAILURES: Mapping[str, tuple[ErrorType, str]] = {
     "LocalProtocolError": ("connection_failed", "never_sent"),
     "_Cut": ("stream_interrupted", "no_answer"),
     "RemoteProtocolError": ("malformed_response", "unreadable_answer"),
-    "_TooLong": ("malformed_response", "unreadable_answer"),
+    "TooLong": ("malformed_response", "unreadable_answer"),
     "DecodingError": ("malformed_response", "unreadable_answer"),
 }
-_TROUBLE = (
-    *(httpx.HTTPError, OSError, _Cut, _TooLong),
+TROUBLE = (  # what opening, reading and unpacking raise
+    *(httpx.HTTPError, OSError, _Cut, TooLong),
     *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException),
     *(httpcore.ProxyError, httpcore.UnsupportedProtocol),
 )
 _LEFT = re.compile("disconnected|closed", re.IGNORECASE)
-_TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)
+TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)
 
 
 def post(
@@ -98,15 +108,43 @@ def post(
     """
     deadline = Deadline(timeout_s)
     try:
-        return channel.exchange(url, headers, body, deadline)
-    except _TROUBLE as error:
-        error_type, billing_rule = _kind(error)
-        if not deadline.may_have_sent:
-            billing_rule = "never_sent"
-        why = _told(error, error_type, url.host, timeout_s)
-        failure = failure_to_reach(provider, error_type, why, billing_rule)
+        return reply_of(channel.open(url, headers, body, deadline), deadline)
+    except TROUBLE as error:
+        failure = failure_from(error, provider, url.host, deadline)
         cause = frameless(error)  # its frames hold the request's headers
     raise failure from cause
+
+
+def begin(
+    channel: Channel, provider: str, url: httpx.URL, headers: Headers, body: bytes, patience: Patience
+) -> Opened:
+    """Send one body and wait for the head of the reply, which its caller closes.
+
+    Raises ProviderError as post() does.
+    """
+    try:
+        return channel.open(url, headers, body, patience)
+    except TROUBLE as error:
+        failure = failure_from(error, provider, url.host, patience)
+        cause = frameless(error)
+    raise failure from cause
+
+
+def reply_of(opened: Opened, deadline: Deadline) -> Reply:
+    """The whole of what was opened, which is closed then. Raises one of TROUBLE."""
+    try:
+        content = whole(opened.pieces, opened.status, deadline)
+    finally:
+        opened.close()
+    return Reply(opened.status, opened.headers, _unpacked(content, opened.encoding, opened.status))
+
+
+def failure_from(error: Exception, provider: str, host: str, deadline: Deadline) -> ProviderError:
+    """What one of TROUBLE means, while an answer was waited for or read."""
+    error_type, billing_rule = _kind(error)
+    if not deadline.may_have_sent:
+        billing_rule = "never_sent"
+    return failure_to_reach(provider, error_type, _told(error, error_type, host, deadline), billing_rule)
 
 
 def _kind(error: Exception) -> tuple[ErrorType, str]:
@@ -116,10 +154,10 @@ def _kind(error: Exception) -> tuple[ErrorType, str]:
     return _FAILURES.get(type(error).__name__, ("connection_failed", "no_answer"))
 
 
-def _told(error: Exception, error_type: ErrorType, host: str, timeout_s: float) -> str:
+def _told(error: Exception, error_type: ErrorType, host: str, deadline: Deadline) -> str:
     match error_type:
         case "timeout":
-            return f"no answer from {host} within {timeout_s:.3g} s"
+            return deadline.told(host)
         case "stream_interrupted":
             return f"the answer of {host} was cut: {error}"
         case "malformed_response":
@@ -135,12 +173,12 @@ def whole(pieces: Iterable[bytes], status: int, deadline: Deadline) -> bytes:
         for piece in pieces:
             body += piece
             if len(body) > BODY_BOUND:
-                raise _TooLong(f"it is longer than {BODY_BOUND:,} bytes")
+                raise TooLong(f"it is longer than {BODY_BOUND:,} bytes")
             if deadline.left() <= 0:
                 raise TimeoutError
-    except _TROUBLE as error:
+    except TROUBLE as error:
         if status < 400:
-            if isinstance(error, (*_TIMEOUTS, _TooLong, httpx.DecodingError)):
+            if isinstance(error, (*TIMEOUTS, TooLong, httpx.DecodingError)):
                 raise
             raise _Cut(str(error)) from error
     return bytes(body)
@@ -152,25 +190,18 @@ class Through:
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self._transport = transport
 
-    def exchange(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Reply:
+    def open(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Opened:
         request = httpx.Request("POST", url, headers=headers, content=body, extensions=_timeouts(deadline))
         response = self._transport.handle_request(request)
-        try:
-            return Reply(response.status_code, response.headers, _body_of(response, deadline))
-        finally:
-            response.close()
+        status, told = response.status_code, response.headers
+        if response.is_stream_consumed:
+            return Opened(status, told, [response.content], None, response.close)
+        assert isinstance(response.stream, httpx.SyncByteStream), "a BaseTransport answers with such a stream"
+        # unpacked by us: httpx would unpack a bomb whole
+        return Opened(status, told, response.stream, told.get("content-encoding"), response.close)
 
     def close(self) -> None:
         pass
-
-
-def _body_of(response: httpx.Response, deadline: Deadline) -> bytes:
-    """The body, unpacked here where the transport has not: httpx would unpack a bomb whole."""
-    if response.is_stream_consumed:
-        return whole([response.content], response.status_code, deadline)
-    assert isinstance(response.stream, httpx.SyncByteStream), "a BaseTransport answers with such a stream"
-    content = whole(response.stream, response.status_code, deadline)
-    return _unpacked(content, response.headers.get("content-encoding"), response.status_code)
 
 
 def _timeouts(deadline: Deadline) -> dict[str, Any]:
@@ -191,7 +222,7 @@ class Pool:
         self._kept: _Kept | None = None
         self._url: tuple[httpx.URL, httpcore.URL] | None = None
 
-    def exchange(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Reply:
+    def open(self, url: httpx.URL, headers: Headers, body: bytes, deadline: Deadline) -> Opened:
         request = httpcore.Request(
             b"POST",
             self._url_of(url),
@@ -205,15 +236,18 @@ class Pool:
         connection = kept.take(request.url)
         try:
             response = connection.handle_request(request)
-            try:
-                content = whole(response.iter_stream(), response.status, deadline)
-            finally:
-                response.close()
-        finally:
+        except BaseException:
             kept.give_back(request.url, connection)
+            raise
+
+        def close() -> None:
+            try:
+                response.close()
+            finally:
+                kept.give_back(request.url, connection)
+
         told = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in response.headers}
-        unpacked = _unpacked(content, told.get("content-encoding"), response.status)
-        return Reply(response.status, told, unpacked)
+        return Opened(response.status, told, response.iter_stream(), told.get("content-encoding"), close)
 
     def _url_of(self, url: httpx.URL) -> httpcore.URL:
         """The same address in httpcore's terms; a client asks for one only."""
@@ -311,7 +345,7 @@ def _proxy_authorization(proxy: httpx.Proxy) -> Headers:
 
 
 def _unpacked(body: bytes, encoding: str | None, status: int) -> bytes:
-    """The body of a server that packs although it was not asked to. Raises httpx.DecodingError, _TooLong.
+    """The body of a server that packs although it was not asked to. Raises httpx.DecodingError, TooLong.
 
     Of an error status what can be unpacked is enough.
     """
@@ -319,25 +353,46 @@ def _unpacked(body: bytes, encoding: str | None, status: int) -> bytes:
         return body
     try:
         return _unzipped(body, packing)
-    except (httpx.DecodingError, _TooLong):
+    except (httpx.DecodingError, TooLong):
         if status < 400:
             raise
         return b""
 
 
+def unpacked_pieces(opened: Opened) -> Iterable[bytes]:
+    """The body of what was opened, piece by piece. Raises TROUBLE as it is read."""
+    packing = (opened.encoding or "").strip().lower()
+    return opened.pieces if packing in ("", "identity") else _unzipped_pieces(opened.pieces, packing)
+
+
+def _unzipped_pieces(pieces: Iterable[bytes], packing: str) -> Iterator[bytes]:
+    unpacker = _unpacker(packing)
+    for piece in pieces:
+        while piece:
+            try:
+                yield unpacker.decompress(piece, _PIECE)
+            except zlib.error as error:
+                raise httpx.DecodingError(str(error)) from error
+            piece = unpacker.unconsumed_tail
+
+
 def _unzipped(body: bytes, packing: str) -> bytes:
-    if packing not in ("gzip", "x-gzip", "deflate"):
-        raise httpx.DecodingError(f"its content-encoding is {packing[:40]!r}")
-    unpacker = zlib.decompressobj(47)
+    unpacker = _unpacker(packing)
     try:
         unpacked = unpacker.decompress(body, BODY_BOUND)
     except zlib.error as error:
         raise httpx.DecodingError(str(error)) from error
     if unpacker.unconsumed_tail:
-        raise _TooLong(f"it is longer than {BODY_BOUND:,} bytes")
+        raise TooLong(f"it is longer than {BODY_BOUND:,} bytes")
     if not unpacker.eof:
         raise httpx.DecodingError("it ends in the middle")
     return unpacked
+
+
+def _unpacker(packing: str) -> zlib._Decompress:
+    if packing not in ("gzip", "x-gzip", "deflate"):
+        raise httpx.DecodingError(f"its content-encoding is {packing[:40]!r}")
+    return zlib.decompressobj(47)
 
 
 def certificates_for(url: httpx.URL) -> ssl.SSLContext | None:

@@ -151,6 +151,15 @@ def decoded(body: bytes) -> Any:
         return _PATIENT_DECODER.decode(text)
 
 
+def chunk_of(data: bytes) -> Any:
+    """The JSON of one event of a stream, as decoded() reads it, but faster. Raises ValueError."""
+    text = data.decode()
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def plain(value: Any) -> Any:
     """Decoded JSON as callers expect it: floats for fractions."""
     if isinstance(value, Decimal):
