@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from itertools import islice
 from typing import Any
@@ -16,7 +18,23 @@ import openai
 import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 
-from router.simulator import Reply, Simulator, Tokens, ToolCall
+from router.simulator import (
+    Broken,
+    Reply,
+    Simulator,
+    Tokens,
+    ToolCall,
+    cut,
+    cut_in_stream,
+    ended_early,
+    error_in_answer,
+    error_in_stream,
+    event_stream,
+    malformed_chunk,
+    rate_limited,
+    stalled,
+    without_done,
+)
 from router.simulator.answers import answer_to, call_of
 from router.simulator.streams import events_of
 
@@ -65,8 +83,10 @@ def streamed(client: httpx.Client, sim: Simulator, model: str, **more: Any) -> b
 
 def data_of(sent: bytes) -> list[Any]:
     """The data of all events that are JSON, numbers exact."""
-    lines = [line[6:] for line in sent.split(b"\n") if line.startswith(b"data: ")]
-    return [json.loads(line, parse_float=Decimal) for line in lines if line != b"[DONE]"]
+    events = [event.partition(b"data: ")[2] for event in sent.split(b"\n\n")[:-1]]
+    return [
+        json.loads(data, parse_float=Decimal) for data in events if data not in (b"", b"[DONE]", b"{oops")
+    ]
 
 
 @contextmanager
@@ -192,9 +212,236 @@ def test_a_million_pieces_are_made_as_they_are_asked_for():
     assert [event.part for event in islice(events, 6)] == [*["frame"] * 3, *["delta"] * 3]
 
 
-def raw_stream(sim: Simulator, model: str, reply: Reply) -> bytes:
-    """All bytes of an answer as they come from the socket."""
-    sim.script(model, reply)
+# faults
+
+
+@MODELS
+def test_a_stalled_stream_says_so_many_deltas_and_then_nothing(sim, model):
+    sim.script(model, stalled(after=2))
+
+    with sent_on(sim, model) as connection:
+        told = received_until(connection, lambda sent: len(text_pieces(sent)) == 2)
+        connection.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+
+    assert text_of(told) == whole_text(sim, model)[:8]
+    assert sim.log[0].fault == "stalled"
+
+
+@MODELS
+def test_a_stalled_stream_ends_with_the_client_and_holds_up_no_stop(model):
+    with Simulator(seed=7) as sim:
+        sim.script(model, stalled(after=0), stalled(after=1))
+        with sent_on(sim, model):
+            pass
+        with sent_on(sim, model) as connection:
+            received_until(connection, lambda sent: bool(text_pieces(sent)))
+            sim.stop()
+            assert connection.recv(1) == b""
+
+
+@MODELS
+def test_a_stalled_stream_may_show_signs_of_life(sim, model):
+    sim.script(model, stalled(after=1, keep_alive_s=0.01))
+    sign = b"event: ping\n" if model == OPUS else b": OPENROUTER PROCESSING\n"
+
+    with sent_on(sim, model) as connection:
+        told = received_until(connection, lambda sent: sent.count(sign) >= 4)
+
+    assert len(text_pieces(told)) == 1
+
+
+@MODELS
+@pytest.mark.parametrize("how", ["cut", "reset"])
+def test_a_cut_stream_breaks_off_in_the_middle_of_an_event(sim, client, model, how):
+    sim.script(model, cut_in_stream(after=2, how=how))
+
+    told = b""
+    with client.stream("POST", request(sim, model)[0], json=request(sim, model)[1]) as answer:
+        with pytest.raises(httpx.RemoteProtocolError if how == "cut" else httpx.ReadError):
+            for piece in answer.iter_raw():
+                told += piece
+
+    assert told.endswith(b'\n\ndata: {"')
+    assert len(text_pieces(told)) == 2
+    assert (sim.log[0].fault, sim.log[0].status) == (how, 200)
+    assert sim.log[0].output_tokens > 2
+
+
+@MODELS
+def test_a_stream_may_be_cut_after_so_many_bytes(sim, model):
+    sent = raw_stream(sim, model, cut(after=50))
+
+    assert len(b"".join(chunks_of(sent))) == 50
+    assert sent.endswith(b"\r\n40\r\n")
+    assert sim.log[0].tokens is not None
+
+
+@MODELS
+def test_a_stream_that_ends_early_ends_well_in_http_and_without_a_finish(sim, client, model):
+    sim.script(model, ended_early(after=2), ended_early(after=0), Reply(text="next"))
+
+    told, nothing, following = (streamed(client, sim, model) for _ in range(3))
+
+    assert len(text_pieces(told)) == 2
+    assert finish_of(told) is None
+    assert nothing == b""
+    assert text_of(following) == "next"
+    assert sim.log[0].fault == "ended_early"
+
+
+@MODELS
+def test_more_deltas_than_there_are_end_before_the_finish(sim, client, model):
+    sim.script(model, Reply(text="A form.", broken=Broken(after=99, then="end")))
+
+    told = streamed(client, sim, model)
+
+    assert text_of(told) == "A form."
+    assert finish_of(told) is None
+
+
+@MODELS
+@pytest.mark.parametrize("after", [0, 2])
+def test_the_sdks_raise_an_error_that_comes_in_a_stream(sim, client, model, after):
+    sim.script(model, *[error_in_stream(after, "overloaded", message="Come back later")] * 2)
+
+    told = streamed(client, sim, model)
+    with pytest.raises((anthropic.APIStatusError, openai.APIError), match="Come back later"):
+        list(sdk_stream(sim, model))
+
+    assert len(text_pieces(told)) == after
+    assert finish_of(told) == (None if model == OPUS else "error")
+    if after == 0:
+        assert "error" in data_of(told)[0]
+    assert sim.log[0].fault == "overloaded"
+
+
+@MODELS
+@pytest.mark.parametrize("then", ["end", "rest"])
+def test_an_error_may_come_after_the_finish(sim, client, model, then):
+    sim.script(model, error_in_stream("finish", "server_error", then=then))
+
+    told = data_of(streamed(client, sim, model))
+
+    at = next(number for number, event in enumerate(told) if "error" in event)
+    finish = told[at - 1]
+    assert finish["delta"]["stop_reason"] if model == OPUS else finish["choices"][0]["finish_reason"]
+    assert len(told) - at - 1 == (1 if then == "rest" else 0)
+
+
+@MODELS
+def test_a_malformed_chunk_is_one_more_event_in_an_answer_that_is_whole(sim, client, model):
+    sim.script(model, malformed_chunk(after=2, data=b"{oops"))
+
+    told = streamed(client, sim, model)
+    before, _, after = told.partition(b"data: {oops\n\n")
+
+    assert len(text_pieces(before)) == 2
+    assert finish_of(after)
+    assert text_of(told) == whole_text(sim, model)
+    assert sim.log[0].fault == "malformed_chunk"
+
+
+@MODELS
+def test_a_stream_without_its_last_word_has_all_else_and_stays_open(sim, model):
+    sim.script(model, without_done())
+
+    with sent_on(sim, model) as connection:
+        told = received_until(connection, lambda sent: b"usage" in sent and bool(finish_of(sent)))
+        connection.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+
+    assert text_of(told) == whole_text(sim, model)
+    assert b"[DONE]" not in told
+    assert b"message_stop" not in told
+
+
+@MODELS
+def test_a_dripping_stream_comes_whole_with_time_between_its_events(sim, client, model):
+    sim.script(model, Reply(text="A form.", drip=(2, 0.01)))
+
+    before = time.monotonic()
+    told = streamed(client, sim, model)
+
+    assert text_of(told) == "A form."
+    assert time.monotonic() - before >= 0.01 * (told.count(b"\n\n") // 2 - 1)
+
+
+@pytest.mark.parametrize("split", [None, 1, 7])
+def test_an_event_stream_of_one_s_own_is_sent_as_it_is(sim, client, split):
+    own = "\ufeffdata: {\r\ndata: }\r\r:\u2028\n\ndata".encode()
+    sim.script(CHAT, event_stream(own, split=split))
+
+    with client.stream("POST", request(sim, CHAT)[0], json=request(sim, CHAT)[1]) as answer:
+        assert b"".join(answer.iter_raw()) == own
+        assert answer.headers["content-type"] == "text/event-stream"
+        assert ("content-length" in answer.headers) == (split is None)
+
+
+def test_an_event_stream_of_one_s_own_may_stay_open_or_be_cut(sim, client):
+    own = b"data: {}\n\n"
+    still_open = replace(event_stream(own), broken=Broken(after="usage", then="open"))
+    sim.script(CHAT, still_open, replace(event_stream(own, split=3), cut_after=7))
+
+    with sent_on(sim, CHAT) as connection:
+        assert received_until(connection, lambda sent: sent.endswith(own)) == own
+    with client.stream("POST", request(sim, CHAT)[0], json=request(sim, CHAT)[1]) as answer:
+        pieces = answer.iter_raw()
+        assert [next(pieces) for _ in range(3)] == [b"dat", b"a: ", b"{"]
+        with pytest.raises(httpx.RemoteProtocolError):
+            next(pieces)
+
+
+@MODELS
+def test_refusals_and_errors_are_no_streams(sim, client, model):
+    sim.script(model, rate_limited(), error_in_answer())
+    url, body = request(sim, model)
+
+    limited, hidden = (client.post(url, json=body) for _ in range(2))
+    refused = client.post(url, json=body | {"messages": []})
+
+    assert (limited.status_code, hidden.status_code, refused.status_code) == (429, 200, 400)
+    assert all(answer.headers["content-type"] == "application/json" for answer in (limited, hidden, refused))
+    assert all("error" in answer.json() for answer in (limited, hidden, refused))
+
+
+@MODELS
+def test_what_breaks_a_stream_breaks_no_unstreamed_answer(sim, client, model):
+    sim.script(model, cut_in_stream(after=0))
+    url, body = request(sim, model, stream=False)
+
+    assert client.post(url, json=body).json()["usage"]
+    assert sim.log[0].fault is None
+
+
+def sdk_stream(sim: Simulator, model: str) -> Iterator[Any]:
+    asked: Any = {"model": model, "max_tokens": 1000, "messages": MESSAGES, "stream": True}
+    if model == OPUS:
+        with anthropic.Anthropic(api_key="any", base_url=sim.anthropic_url) as sdk:
+            yield from sdk.messages.create(**asked)
+    else:
+        with openai.OpenAI(api_key="any", base_url=sim.openrouter_url) as sdk:
+            yield from sdk.chat.completions.create(**asked)
+
+
+def whole_text(sim: Simulator, model: str) -> str:
+    """The text of the first answer of a model, had nothing gone wrong."""
+    with Simulator(seed=7) as other, httpx.Client() as client:
+        return text_of(streamed(client, other, model))
+
+
+def finish_of(sent: bytes) -> str | None:
+    data = data_of(sent)
+    reasons = [event["delta"]["stop_reason"] for event in data if event.get("type") == "message_delta"]
+    reasons += [event["choices"][0]["finish_reason"] for event in data if "choices" in event]
+    return next(filter(None, reasons), None)
+
+
+@contextmanager
+def sent_on(sim: Simulator, model: str) -> Iterator[socket.socket]:
+    """A connection on which a stream has been asked for."""
     url, body = request(sim, model)
     content = json.dumps(body).encode()
     head = (
@@ -202,14 +449,31 @@ def raw_stream(sim: Simulator, model: str, reply: Reply) -> bytes:
     )
     with socket.create_connection(("127.0.0.1", sim.port), timeout=10) as connection:
         connection.sendall(head.encode() + content)
+        yield connection
+
+
+def received_until(connection: socket.socket, enough: Callable[[bytes], bool]) -> bytes:
+    """The events that came so far, once they are enough."""
+    sent = b""
+    while not enough(told := b"".join(chunks_of(sent))):
+        piece = connection.recv(65536)
+        assert piece, told
+        sent += piece
+    return told
+
+
+def raw_stream(sim: Simulator, model: str, reply: Reply) -> bytes:
+    """All bytes of an answer as they come from the socket."""
+    sim.script(model, reply)
+    with sent_on(sim, model) as connection:
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def chunks_of(sent: bytes) -> list[bytes]:
-    """The HTTP chunks after the head, the one without bytes at the end too."""
+    """The HTTP chunks after the head, as far as they came; the one without bytes at the end too."""
     rest = sent.partition(b"\r\n\r\n")[2]
     chunks = []
-    while rest:
+    while b"\r\n" in rest:
         size, _, rest = rest.partition(b"\r\n")
         chunks.append(rest[: int(size, 16)])
         rest = rest[int(size, 16) + 2 :]
@@ -219,8 +483,9 @@ def chunks_of(sent: bytes) -> list[bytes]:
 def text_pieces(sent: bytes) -> list[str]:
     data = data_of(sent)
     deltas = [event["delta"] for event in data if event.get("type") == "content_block_delta"]
-    chunks = [event["choices"][0]["delta"] for event in data if "choices" in event][1:-2]
-    return [delta["text"] for delta in deltas] + [delta["content"] for delta in chunks]
+    choices = [event["choices"][0] for event in data if "choices" in event and "usage" not in event]
+    told = [choice["delta"]["content"] for choice in choices[1:] if not choice["finish_reason"]]
+    return [delta["text"] for delta in deltas] + told
 
 
 def text_of(sent: bytes) -> str:

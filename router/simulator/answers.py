@@ -152,7 +152,8 @@ def call_of(path: str, sent: bytes) -> tuple[Call, Reply | None]:
     except ValueError:
         body = None
     known = body if isinstance(body, dict) else {}
-    call = Call(provider or "openrouter", str(known.get("model", "")), 0, known, len(sent) - _bytes_about_streaming(known, sent))
+    size = len(sent) - _bytes_about_streaming(known, sent)
+    call = Call(provider or "openrouter", str(known.get("model", "")), 0, known, size)
     if provider is None:
         return call, Reply(status=404, message=f"no such path: {path}")
     if not isinstance(body, dict):

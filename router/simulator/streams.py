@@ -33,6 +33,7 @@ from router.simulator.replies import Broken
 Part = Literal["frame", "delta", "finish", "usage", "done"]
 _NOT_BEFORE: Mapping[str, tuple[Part, ...]] = {"finish": ("usage", "done"), "usage": ("done",)}
 _FROM_THE_FINISH: tuple[Part, ...] = ("finish", "usage", "done")
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HALF_AN_EVENT = b'data: {"'
 
 KEEP_ALIVE: Mapping[Provider, bytes] = {
@@ -129,15 +130,13 @@ def in_pieces(text: str, count: int | None = None) -> Iterator[str]:
 
 
 def _anthropic(part: Part, name: str, **members: object) -> Event:
-    data = json.dumps({"type": name, **members}, ensure_ascii=False, separators=(",", ":"))
-    return Event(part, f"event: {name}\ndata: {data}\n\n".encode())
+    return Event(part, f"event: {name}\ndata: {_compact({'type': name, **members})}\n\n".encode())
 
 
 def _openrouter(
     part: Part, answer: Answer, delta: Mapping[str, object], stop_reason: str | None = None
 ) -> Event:
-    data = json.dumps(_chunk(answer, delta, stop_reason), ensure_ascii=False, separators=(",", ":"))
-    return Event(part, f"data: {data}\n\n".encode())
+    return Event(part, f"data: {_compact(_chunk(answer, delta, stop_reason))}\n\n".encode())
 
 
 def _chunk(answer: Answer, delta: Mapping[str, object], stop_reason: str | None = None) -> dict[str, object]:
@@ -152,7 +151,7 @@ def error_event(call: Call, answer: Answer, fault: Broken, message: str | None) 
     if call.provider == "anthropic":
         return _anthropic("frame", "error", error={"details": None, **error}).sent
     chunk = _chunk(answer, {}, "error") | {"error": error}
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+    return f"data: {_compact(chunk)}\n\n".encode()
 
 
 def said_in_between(call: Call, answer: Answer, fault: Broken, message: str | None) -> bytes:
