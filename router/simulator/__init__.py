@@ -5,6 +5,9 @@
         …  clients get base_url=sim.anthropic_url and base_url=sim.openrouter_url
         sim.log                                   every call, with the tokens and costs it was told
 
+A call with "stream": true gets the same answer as an event stream, or one that goes wrong on its way:
+stalled(after=3), cut_in_stream(after=3), error_in_stream(after=0), …
+
 With tls=, an ssl.SSLContext that has a certificate, it speaks https.
 
 As a process, for benchmarks: `python -m router.simulator --port 0 --seed 7`.

@@ -5,6 +5,7 @@
     Reply(tool_call=ToolCall("click", {"selector": "#login"}))
     Reply(status=429, headers={"retry-after": "1"})      with the body that provider sends for it
     rate_limited(retry_after=1), overloaded(), silent(), reset(), cut(after=40), …
+    stalled(after=3), error_in_stream(after="finish"), …  for streams
 
 A Reply says nothing about the wire format: the provider that was asked gives it its shape.
 """
