@@ -27,6 +27,7 @@ book, with the [[prices]] of your bughive.toml.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -71,7 +72,7 @@ from router.simulator import (
     authentication_failed,
     content_filtered,
     context_length_exceeded,
-    cut,
+    cut_in_stream,
     insufficient_credits,
     invalid_request,
     not_found,
@@ -83,6 +84,7 @@ from router.simulator import (
     spend_limit_reached,
     unreadable,
 )
+from router.simulator.responses import Stream, response_to
 
 _OUTCOMES = (AttemptSucceeded, AttemptFailed, AttemptCancelled, AttemptAbandoned)
 
@@ -165,7 +167,7 @@ _FAILURES: Mapping[str, Reply] = {
     "request_too_large": Reply(status=413),
     "content_filtered": content_filtered(),
     "malformed_response": unreadable(),
-    "stream_interrupted": cut(after=40),
+    "stream_interrupted": replace(cut_in_stream(after=4), cut_after=40),
 }
 
 
@@ -356,22 +358,54 @@ class FakeProvider:
 
     def _send(self, reply: Reply, asked: answers.Call, request: httpx.Request) -> httpx.Response:
         """A reply as it would come over a network, a broken one too; slow ones take no time."""
-        timeout_s = float(request.extensions["timeout"]["read"])
-        if reply.silence or reply.delay_s >= timeout_s:
-            self._time.sleep(timeout_s)
-            raise httpx.ReadTimeout("the script is silent", request=request)
-        self._time.sleep(reply.delay_s)
+        self._pass(math.inf if reply.silence else reply.delay_s, request)
         if reply.reset:
             raise httpx.ReadError("the script resets the connection", request=request)
         if reply.endless == "head":
             raise httpx.RemoteProtocolError("the script's head has no end", request=request)
-        response = answers.response_to(asked, reply, self._seed, prices={})
+        response = response_to(asked, reply, self._seed, prices={})
         content: bytes | Iterator[bytes] = response.body
         if reply.endless:
             content = repeat(b" " * 65_536)
+        elif response.stream is not None:
+            content = self._streamed(response.stream, reply.drip, request)
         elif reply.cut_after is not None:
             content = _cut(response.body, reply.cut_after)
         return httpx.Response(response.status, headers=response.headers, content=content)
+
+    def _streamed(
+        self, stream: Stream, drip: tuple[int, float] | None, request: httpx.Request
+    ) -> Iterator[bytes]:
+        every, interval_s = drip or (0, 0.0)
+        for number, piece in enumerate(stream.pieces):
+            if every and number and number % every == 0:
+                self._pass(interval_s, request)
+            yield piece
+        if stream.end == "open":
+            yield from self._signs_of_life(stream, request)
+            self._pass(math.inf, request)
+        if stream.end == "reset":
+            raise httpx.ReadError("the script resets the connection", request=request)
+        if stream.end == "cut":
+            raise httpx.RemoteProtocolError("the script cuts the answer")
+
+    def _signs_of_life(self, stream: Stream, request: httpx.Request) -> Iterator[bytes]:
+        """As many as fit in the time a read may take: for ever is how long a script cannot wait."""
+        if stream.keep_alive_s is not None:
+            for _ in range(int(_read_timeout_s(request) / stream.keep_alive_s)):
+                self._pass(stream.keep_alive_s, request)
+                yield stream.keep_alive
+
+    def _pass(self, seconds: float, request: httpx.Request) -> None:
+        """Lets so much time go by; raises ReadTimeout where a client would not wait so long."""
+        timeout_s = _read_timeout_s(request)
+        self._time.sleep(min(seconds, timeout_s))
+        if seconds >= timeout_s:
+            raise httpx.ReadTimeout("the script is silent", request=request)
+
+
+def _read_timeout_s(request: httpx.Request) -> float:
+    return float(request.extensions["timeout"]["read"])
 
 
 def _cut(body: bytes, after: int) -> Iterator[bytes]:

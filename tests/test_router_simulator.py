@@ -360,7 +360,6 @@ def test_waiting_for_calls_that_do_not_come_says_how_many_did(sim, client):
         (b"no json", "not a JSON object"),
         (b'{"messages": [{"role": "user", "content": "hi"}]}', "model"),
         (b'{"model": "m", "messages": []}', "messages"),
-        (b'{"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": true}', "stream"),
         (b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}', "max_tokens"),
         (b'{"model": "m", "max_tokens": 9, "messages": [{"role": "system", "content": "hi"}]}', "role"),
     ],

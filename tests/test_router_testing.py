@@ -7,6 +7,7 @@ import gc
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
@@ -17,6 +18,7 @@ import pytest
 from ledger.errors import LedgerError
 from ledger.events import ErrorType
 from router import LLMRouter, ModelTier, OpenRouterClient, ProviderError, RouteExhausted, UnknownTask
+from router.simulator import cut_in_stream, stalled
 from router.testing import Call, FakeProvider, NotAsScripted, Reply, Tokens, answer, fails
 
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "Which elements can be clicked?"}]
@@ -333,3 +335,64 @@ def test_what_is_no_failure_is_refused(wrong: Any) -> None:
 def test_an_input_needs_its_tool() -> None:
     with pytest.raises(ValueError, match="tool="):
         answer(input={"selector": "#go"})
+
+
+# streams
+
+
+def asked_for_a_stream(fake: FakeProvider, told: list[bytes], *, read_s: float = 30.0) -> None:
+    """Asks OpenRouter for a stream; `told` gets what comes, also where it breaks off."""
+    body = {"model": REASONING, "messages": ASK, "stream": True}
+    url = "https://openrouter.test/api/v1/chat/completions"
+    with (
+        httpx.Client(transport=fake.transport, timeout=read_s) as client,
+        client.stream("POST", url, json=body) as streamed,
+    ):
+        assert streamed.headers["content-type"] == "text/event-stream"
+        told.extend(streamed.iter_raw())
+
+
+def test_a_streamed_answer_comes_event_by_event() -> None:
+    told: list[bytes] = []
+    with FakeProvider(answer("a form", cost_usd=Decimal("0.0123"))) as fake:
+        asked_for_a_stream(fake, told)
+
+    assert len(told) == 7  # a comment, the role, two deltas, the finish, the usage and the last word
+    assert b'"cost": 0.0123}' in told[-2]
+    assert told[-1] == b"data: [DONE]\n\n"
+    assert fake.calls[0].body["stream"] is True
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "deltas"),
+    [
+        (fails("stream_interrupted"), httpx.RemoteProtocolError, 4),
+        (replace(cut_in_stream(2, how="reset"), text="a form with two fields"), httpx.ReadError, 2),
+        (stalled(3), httpx.ReadTimeout, 3),
+        (stalled(3, keep_alive_s=10), httpx.ReadTimeout, 3),
+        (Reply(text="slow", drip=(1, 60)), httpx.ReadTimeout, 0),
+    ],
+    ids=["interrupted", "reset", "stalled", "stalled with signs of life", "dripping"],
+)
+def test_a_stream_breaks_off_as_scripted_and_no_wait_takes_time(
+    reply: Reply, error: type[Exception], deltas: int
+) -> None:
+    told: list[bytes] = []
+    with FakeProvider(reply) as fake, pytest.raises(error):
+        asked_for_a_stream(fake, told)
+
+    assert max(0, sum(piece.endswith(b"}\n\n") for piece in told) - 1) == deltas
+    assert told.count(b": OPENROUTER PROCESSING\n\n") == (
+        4 if reply.broken and reply.broken.keep_alive_s else 1
+    )
+
+
+def test_a_stream_that_times_out_gives_nothing_and_one_that_drips_in_time_all() -> None:
+    told: list[bytes] = []
+    with FakeProvider(fails("timeout"), Reply(text="slow", drip=(1, 20))) as fake:
+        with pytest.raises(httpx.ReadTimeout):
+            asked_for_a_stream(fake, told)
+        assert told == []
+        asked_for_a_stream(fake, told)
+
+    assert told[-1] == b"data: [DONE]\n\n"

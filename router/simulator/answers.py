@@ -1,8 +1,8 @@
 """From a call and a `Reply` to the bytes a provider would send. Pure: no I/O, no clock.
 
-    call_of(path, bytes) ──▶ Call ──response_to(call, reply, seed, prices)──▶ Response
-                               └─answer_to─▶ Answer ──anthropic_body / openrouter_body──▶ bytes
-                                              (a stream of the same Answer is another writer)
+    call_of(path, bytes) ──▶ Call ──answer_to(call, reply, seed, prices)──▶ Answer
+                                      ├─anthropic_body / openrouter_body──▶ bytes
+                                      └─streams.events_of──▶ the same, event by event
 
 Answer k of a model under a seed is always the same, whatever other models were asked.
 """
@@ -10,7 +10,7 @@ Answer k of a model under a seed is always the same, whatever other models were 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from random import Random
@@ -32,6 +32,7 @@ PROVIDER_OF_PATH: Mapping[str, Provider] = {
     "/v1/messages": "anthropic",
     "/api/v1/chat/completions": "openrouter",
 }
+PIECE_LENGTH = 4  # characters of a token, about
 _PER_TOKEN = Decimal("0.000001")
 _EPOCH = 1_764_000_000  # of `created`: fixed, so that answers do not depend on the day
 _UPSTREAMS = ("DeepInfra", "Fireworks", "Novita", "Together")
@@ -115,7 +116,10 @@ _OPENROUTER_ERRORS: Mapping[ErrorWord, tuple[int, str]] = {
 
 
 class Call(NamedTuple):
-    """What was asked. `number` counts the calls to this model from 1."""
+    """What was asked. `number` counts the calls to this model from 1.
+
+    `body_bytes` leaves out what asks for a stream: that alone changes no answer.
+    """
 
     provider: Provider
     model: str
@@ -130,6 +134,7 @@ class Answer:
 
     response_id: str
     model: str
+    thinking: str
     text: str
     tool_calls: Mapping[str, Called]  # by id
     stop_reason: str  # in Anthropic's words
@@ -137,15 +142,6 @@ class Answer:
     cost_usd: Decimal | None
     upstream: str
     created: int
-
-
-class Response(NamedTuple):
-    """What goes back over HTTP; `answer` is None where there is none in it. Header names in lower case."""
-
-    answer: Answer | None
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 def call_of(path: str, sent: bytes) -> tuple[Call, Reply | None]:
@@ -156,7 +152,8 @@ def call_of(path: str, sent: bytes) -> tuple[Call, Reply | None]:
     except ValueError:
         body = None
     known = body if isinstance(body, dict) else {}
-    call = Call(provider or "openrouter", str(known.get("model", "")), 0, known, len(sent))
+    size = len(sent) - _bytes_about_streaming(known, sent)
+    call = Call(provider or "openrouter", str(known.get("model", "")), 0, known, size)
     if provider is None:
         return call, Reply(status=404, message=f"no such path: {path}")
     if not isinstance(body, dict):
@@ -165,24 +162,13 @@ def call_of(path: str, sent: bytes) -> tuple[Call, Reply | None]:
     return call, invalid_request(problem) if problem else None
 
 
-def response_to(call: Call, reply: Reply, seed: int, prices: Mapping[str, Price]) -> Response:
-    """A whole response, as if nothing broke on its way: silence, resets and cuts are the sender's."""
-    request_id = f"req_simulated_{call.model.rpartition('/')[2]}_{call.number}"
-    headers = {"content-type": "application/json"}
-    if call.provider == "anthropic":
-        headers["request-id"] = request_id
-    headers.update((name.lower(), value) for name, value in reply.headers.items())
-    if reply.silence or reply.reset:
-        return Response(None, reply.status, headers, b"")
-    if reply.body is not None:
-        raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-        return Response(None, reply.status, headers, raw)
-    if reply.error is not None or reply.status >= 400:
-        return Response(None, reply.status, headers, error_body(call, reply, request_id))
-    answer = answer_to(call, reply, seed, prices)
-    if call.provider == "openrouter":
-        headers.setdefault("x-generation-id", answer.response_id)
-    return Response(answer, reply.status, headers, body_of(call, answer))
+def _bytes_about_streaming(body: Mapping[str, Any], sent: bytes) -> int:
+    members = {name: body[name] for name in ("stream", "stream_options") if name in body}
+    if not members:
+        return 0
+    if b'"stream": ' in sent:
+        return len(json.dumps(members))  # the braces are as long as the separator before the next member
+    return len(json.dumps(members, separators=(",", ":"))) - 1
 
 
 def wants_stream(body: Mapping[str, Any]) -> bool:
@@ -195,8 +181,6 @@ def problem_with(provider: Provider, body: Mapping[str, Any]) -> str | None:
         return "model: Field required"
     if not isinstance(body.get("messages"), list) or not body["messages"]:
         return "messages: at least one message is required"
-    if wants_stream(body):
-        return "stream: the simulator does not stream yet"
     if provider == "anthropic" and not _is_count(body.get("max_tokens")):
         return "max_tokens: Field required"
     roles = {message.get("role") for message in body["messages"] if isinstance(message, dict)}
@@ -220,8 +204,10 @@ def answer_to(call: Call, reply: Reply, seed: int, prices: Mapping[str, Price]) 
         (call.body[name] for name in ("max_tokens", "max_completion_tokens") if name in call.body), 0
     )
     max_tokens = asked if _is_count(asked) else 4096
-    text, output_tokens, cut_short = _text(reply, rng, max_tokens)
-    tokens = reply.usage or _tokens(call, rng, output_tokens)
+    thinking = (reply.thinking or "")[: max_tokens * PIECE_LENGTH]
+    reasoning_tokens = -(-len(thinking) // PIECE_LENGTH)
+    text, text_tokens, cut_short = _text(reply, rng, max_tokens - reasoning_tokens)
+    tokens = reply.usage or _tokens(call, rng, reasoning_tokens + text_tokens, reasoning_tokens)
     stop_reason = "tool_use" if reply.called else "max_tokens" if cut_short else "end_turn"
     tag = f"{rng.getrandbits(96):024x}"
     kind = "toolu" if call.provider == "anthropic" else "call"
@@ -229,6 +215,7 @@ def answer_to(call: Call, reply: Reply, seed: int, prices: Mapping[str, Price]) 
     return Answer(
         response_id=f"msg_{tag}" if call.provider == "anthropic" else f"gen-{_EPOCH + call.number}-{tag}",
         model=call.model,
+        thinking=thinking,
         text=text,
         tool_calls=dict(zip(ids, reply.called, strict=True)),
         stop_reason=reply.stop_reason or stop_reason,
@@ -243,15 +230,18 @@ def _text(reply: Reply, rng: Random, max_tokens: int) -> tuple[str, int, bool]:
     """Text, the tokens it and its tool calls make (at about four characters each), whether cut short."""
     first = rng.randrange(len(_SENTENCES))
     said = " ".join((_SENTENCES * 2)[first : first + rng.randint(1, 6)])
+    if reply.pieces is not None:
+        length = reply.pieces * PIECE_LENGTH
+        said = (f"{said} " * (length // len(said) + 1))[:length]
     text = reply.text if reply.text is not None else "" if reply.called else said
     called = "".join(json.dumps(call) for call in reply.called)
-    wanted = (len(text) + len(called)) // 4 + 1
+    wanted = (len(text) + len(called)) // PIECE_LENGTH + 1
     if wanted <= max_tokens:
         return text, wanted, False
-    return text[: max_tokens * 4], max_tokens, True
+    return text[: max_tokens * PIECE_LENGTH], max_tokens, True
 
 
-def _tokens(call: Call, rng: Random, output_tokens: int) -> Tokens:
+def _tokens(call: Call, rng: Random, output_tokens: int, reasoning_tokens: int) -> Tokens:
     """A prompt of a fifth to a third of its bytes, in one of three cases partly from a cache."""
     prompt = max(1, call.body_bytes * rng.randint(20, 33) // 100)
     cached = prompt * rng.randint(20, 80) // 100 if rng.random() < 1 / 3 else 0
@@ -263,6 +253,7 @@ def _tokens(call: Call, rng: Random, output_tokens: int) -> Tokens:
         cache_read_tokens=cached,
         cache_write_5m_tokens=written - written_1h,
         cache_write_1h_tokens=written_1h,
+        reasoning_tokens=reasoning_tokens,
     )
 
 
@@ -282,45 +273,56 @@ def _cost_usd(call: Call, reply: Reply, tokens: Tokens, prices: Mapping[str, Pri
     )
 
 
-def body_of(call: Call, answer: Answer) -> bytes:
-    return anthropic_body(answer) if call.provider == "anthropic" else openrouter_body(answer)
-
-
 def anthropic_body(answer: Answer) -> bytes:
     """A Message: its own words for stopping, cached tokens apart from input_tokens, no cost."""
-    tokens = answer.tokens
-    blocks: list[dict[str, object]] = []
-    if answer.text or not answer.tool_calls:
-        blocks.append({"type": "text", "text": answer.text})
-    for call_id, (name, given) in answer.tool_calls.items():
-        blocks.append({"type": "tool_use", "id": call_id, "name": name, "input": given})
-    message = {
+    message = anthropic_message(answer, list(anthropic_blocks(answer)))
+    return json.dumps(message).encode()
+
+
+def anthropic_message(answer: Answer, content: list[dict[str, object]]) -> dict[str, object]:
+    return {
         "id": answer.response_id,
         "type": "message",
         "role": "assistant",
         "model": answer.model,
-        "content": blocks,
+        "content": content,
         "stop_reason": answer.stop_reason,
         "stop_sequence": None,
-        "usage": {
-            "input_tokens": tokens.input_tokens,
-            "cache_creation_input_tokens": tokens.cache_write_5m_tokens + tokens.cache_write_1h_tokens,
-            "cache_read_input_tokens": tokens.cache_read_tokens,
-            "cache_creation": {
-                "ephemeral_5m_input_tokens": tokens.cache_write_5m_tokens,
-                "ephemeral_1h_input_tokens": tokens.cache_write_1h_tokens,
-            },
-            "output_tokens": tokens.output_tokens,
-            "service_tier": "standard",
-        },
+        "usage": anthropic_usage(answer.tokens),
     }
-    return json.dumps(message).encode()
+
+
+def anthropic_blocks(answer: Answer) -> Iterator[dict[str, object]]:
+    if answer.thinking:
+        yield {"type": "thinking", "thinking": answer.thinking, "signature": f"sig_{answer.response_id}"}
+    if answer.text or not answer.tool_calls:
+        yield {"type": "text", "text": answer.text}
+    for call_id, (name, given) in answer.tool_calls.items():
+        yield {"type": "tool_use", "id": call_id, "name": name, "input": given}
+
+
+def anthropic_usage(tokens: Tokens) -> dict[str, object]:
+    usage = {
+        "input_tokens": tokens.input_tokens,
+        "cache_creation_input_tokens": tokens.cache_write_5m_tokens + tokens.cache_write_1h_tokens,
+        "cache_read_input_tokens": tokens.cache_read_tokens,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": tokens.cache_write_5m_tokens,
+            "ephemeral_1h_input_tokens": tokens.cache_write_1h_tokens,
+        },
+        "output_tokens": tokens.output_tokens,
+        "service_tier": "standard",
+    }
+    if tokens.reasoning_tokens:
+        usage["output_tokens_details"] = {"thinking_tokens": tokens.reasoning_tokens}
+    return usage
 
 
 def openrouter_body(answer: Answer) -> bytes:
     """A chat completion: prompt_tokens with cached ones, and the cost spelt as an exact number."""
-    tokens = answer.tokens
     message: dict[str, object] = {"role": "assistant", "content": answer.text or None, "refusal": None}
+    if answer.thinking:
+        message |= openrouter_reasoning(answer.thinking)
     if answer.tool_calls:
         message["tool_calls"] = [
             {
@@ -331,24 +333,36 @@ def openrouter_body(answer: Answer) -> bytes:
             }
             for index, (call_id, (name, given)) in enumerate(answer.tool_calls.items())
         ]
-    finish_reason = _FINISH_REASONS.get(answer.stop_reason, answer.stop_reason)
-    completion = {
+    choice = {"index": 0, "message": message, **openrouter_finish(answer.stop_reason), "logprobs": None}
+    completion = openrouter_head(answer, "chat.completion") | {"choices": [choice]}
+    return with_member(completion, "usage", openrouter_usage(answer)).encode()
+
+
+def openrouter_head(answer: Answer, kind: str) -> dict[str, object]:
+    return {
         "id": answer.response_id,
         "provider": answer.upstream,
         "model": answer.model,
-        "object": "chat.completion",
+        "object": kind,
         "created": answer.created,
-        "choices": [
-            {
-                "index": 0,
-                "message": message,
-                "finish_reason": finish_reason,
-                "native_finish_reason": finish_reason,
-                "logprobs": None,
-            }
-        ],
     }
-    usage = {
+
+
+def openrouter_finish(stop_reason: str | None) -> dict[str, object]:
+    """The two members that say how it ended; None: it has not yet."""
+    finish_reason = _FINISH_REASONS.get(stop_reason, stop_reason) if stop_reason else None
+    return {"finish_reason": finish_reason, "native_finish_reason": finish_reason}
+
+
+def openrouter_reasoning(thinking: str) -> dict[str, object]:
+    details = {"type": "reasoning.text", "text": thinking, "index": 0, "format": None}
+    return {"reasoning": thinking, "reasoning_details": [details]}
+
+
+def openrouter_usage(answer: Answer) -> str:
+    """As JSON, for the cost is an exact number in it."""
+    tokens = answer.tokens
+    usage: dict[str, object] = {
         "prompt_tokens": tokens.prompt_tokens,
         "completion_tokens": tokens.output_tokens,
         "total_tokens": tokens.prompt_tokens + tokens.output_tokens,
@@ -358,13 +372,9 @@ def openrouter_body(answer: Answer) -> bytes:
         },
         "completion_tokens_details": {"reasoning_tokens": tokens.reasoning_tokens},
     }
-    return _with_member(completion, "usage", _usage_json(usage, answer.cost_usd)).encode()
-
-
-def _usage_json(usage: Mapping[str, object], cost_usd: Decimal | None) -> str:
-    if cost_usd is None:
+    if answer.cost_usd is None:
         return json.dumps(usage)
-    return _with_member({**usage, "is_byok": False}, "cost", spelt(cost_usd))
+    return with_member({**usage, "is_byok": False}, "cost", spelt(answer.cost_usd))
 
 
 def spelt(amount: Decimal) -> str:
@@ -377,7 +387,7 @@ def spelt(amount: Decimal) -> str:
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
-def _with_member(members: Mapping[str, object], name: str, raw_json: str) -> str:
+def with_member(members: Mapping[str, object], name: str, raw_json: str) -> str:
     """A JSON object with one more member, whose text stands as it is: json.dumps has no decimals."""
     return f"{json.dumps(members)[:-1]}, {json.dumps(name)}: {raw_json}}}"
 
@@ -385,19 +395,27 @@ def _with_member(members: Mapping[str, object], name: str, raw_json: str) -> str
 def error_body(call: Call, reply: Reply, request_id: str) -> bytes:
     """The error body this provider sends for the reply's error, or for its status."""
     word = reply.error or ERROR_OF_STATUS.get(reply.status, "server_error")
+    error = error_of(call, word, reply.status, reply.message)
+    if call.provider == "anthropic":
+        return json.dumps({"type": "error", "error": error, "request_id": request_id}).encode()
+    return json.dumps({"error": error, "user_id": "user_simulated"}).encode()
+
+
+def error_of(call: Call, word: ErrorWord, status: int, message: str | None) -> dict[str, object]:
+    """The member `error` in this provider's words; `message` in place of what it usually says."""
     if call.provider == "anthropic":
         error_type, text = _ANTHROPIC_ERRORS[word]
         error: dict[str, object] = {
-            "type": "timeout_error" if reply.status == 504 else error_type,
-            "message": reply.message or text.replace("{model}", call.model),
+            "type": "timeout_error" if status == 504 else error_type,
+            "message": message or text.replace("{model}", call.model),
         }
         if word == "spend_limit_reached":
             error["details"] = {"error_code": "enforced_spend_limit_reached"}
-        return json.dumps({"type": "error", "error": error, "request_id": request_id}).encode()
+        return error
     code, text = _OPENROUTER_ERRORS[word]
     error = {
-        "code": reply.status if reply.status >= 400 else code,
-        "message": reply.message or text.replace("{model}", call.model),
+        "code": status if status >= 400 else code,
+        "message": message or text.replace("{model}", call.model),
     }
     if word == "content_filtered":
         error["metadata"] = {
@@ -408,4 +426,4 @@ def error_body(call: Call, reply: Reply, request_id: str) -> bytes:
         }
     elif text == "Provider returned error":
         error["metadata"] = {"provider_name": "DeepInfra", "raw": f"{call.model}: {word.replace('_', ' ')}"}
-    return json.dumps({"error": error, "user_id": "user_simulated"}).encode()
+    return error

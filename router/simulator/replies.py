@@ -5,6 +5,7 @@
     Reply(tool_call=ToolCall("click", {"selector": "#login"}))
     Reply(status=429, headers={"retry-after": "1"})      with the body that provider sends for it
     rate_limited(retry_after=1), overloaded(), silent(), reset(), cut(after=40), …
+    stalled(after=3), error_in_stream(after="finish"), …  for streams
 
 A Reply says nothing about the wire format: the provider that was asked gives it its shape.
 """
@@ -79,10 +80,43 @@ ErrorWord = Literal[
 ]
 
 
+Then = Literal["rest", "end", "open", "cut", "reset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """How a stream goes wrong: what is said at one point of it that should not be, and what then.
+
+    after         so many deltas have been sent (text, thinking, tool calls; what goes before each
+                  comes too), but none from the finish on; 0: nothing at all has been. "finish": the
+                  event with the reason to stop has been, "usage": that with the final usage too (with
+                  Anthropic they are one)
+    data          the data of an event that is said then; error: one of the provider's own error
+                  events, with the reply's `message`
+    then          the rest follows; or a proper end of the HTTP body; or the connection stays open, is
+                  closed within a chunk, or is reset
+    keep_alive_s  while it stays open a comment (OpenRouter) or a ping (Anthropic) comes so often
+    """
+
+    after: int | Literal["finish", "usage"]
+    then: Then
+    data: bytes | None = None
+    error: ErrorWord | None = None
+    keep_alive_s: float | None = None
+
+    @property
+    def fault(self) -> str:
+        """One word for it, as in `Reply.fault`."""
+        if self.error is not None or self.data is not None:
+            return self.error or "malformed_chunk"
+        return {"open": "stalled", "cut": "cut", "reset": "reset"}.get(self.then, "ended_early")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """One scripted answer. What is not given is made from the seed.
 
+    thinking    what the model thinks before it answers; part of the output tokens
     tool_call   one tool the model calls; tool_calls: several
     body        JSON (dict, list) or raw bytes in place of what the provider would send
     error       with an error status: which of the provider's error bodies; default by status
@@ -90,17 +124,25 @@ class Reply:
     cost        OpenRouter only: "computed" from the price table (absent for a model without a
                 price), "absent", or a figure
     delay_s     seconds before the first byte
-    cut_after   bytes of the body that are sent; then the connection is closed
-    drip        (bytes, seconds): the body comes in pieces of so many bytes, so far apart
+    cut_after   bytes of the body that are sent; then the connection is closed. A stream is cut there
+                too, unless `broken` says where
+    drip        (bytes, seconds): the body comes in pieces of so many bytes, so far apart;
+                (pieces, seconds) where it comes in HTTP chunks, as every stream does
     silence     nothing is ever sent; ends when the client leaves or the simulator stops
     reset       the connection is reset (RST) in place of an answer
     endless     the head, or the body, goes on until the client leaves
+    pieces      how many the text of a stream comes in, exactly, empty ones too where it is shorter;
+                default: one per four characters. Without a `text`, four characters for each are made
+    split       bytes per HTTP chunk, wherever that cuts; default: a chunk per event of a stream, and
+                a content-length for all else
+    broken      how a stream goes wrong on its way; an unstreamed answer stays whole
     """
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     body: object = None
     text: str | None = None
+    thinking: str | None = None
     tool_call: Called | None = None
     tool_calls: Sequence[Called] = ()
     stop_reason: str | None = None
@@ -114,6 +156,9 @@ class Reply:
     silence: bool = False
     reset: bool = False
     endless: Literal["head", "body"] | None = None
+    pieces: int | None = None
+    split: int | None = None
+    broken: Broken | None = None
 
     @property
     def called(self) -> tuple[Called, ...]:
@@ -127,6 +172,8 @@ class Reply:
             return "endless"
         if self.reset or self.silence:
             return "reset" if self.reset else "silence"
+        if self.broken is not None:
+            return self.broken.fault
         if self.cut_after is not None or self.drip is not None:
             return "cut" if self.cut_after is not None else "drip"
         if self.error is not None or self.status >= 400:
@@ -233,3 +280,44 @@ def reset() -> Reply:
 
 def cut(after: int) -> Reply:
     return Reply(cut_after=after)
+
+
+def event_stream(sent: bytes, *, split: int | None = None) -> Reply:
+    """An event stream of the test's own, as it is; in HTTP chunks of `split` bytes, or in one piece."""
+    return Reply(headers={"content-type": "text/event-stream"}, body=sent, split=split)
+
+
+def stalled(after: int | Literal["finish", "usage"], *, keep_alive_s: float | None = None) -> Reply:
+    """A stream in which nothing more comes, or nothing but a sign of life every `keep_alive_s`."""
+    return Reply(broken=Broken(after=after, then="open", keep_alive_s=keep_alive_s))
+
+
+def cut_in_stream(after: int | Literal["finish", "usage"], *, how: Literal["cut", "reset"] = "cut") -> Reply:
+    """A stream whose connection is closed, or reset, in the middle of an event."""
+    return Reply(broken=Broken(after=after, then=how))
+
+
+def ended_early(after: int | Literal["finish", "usage"]) -> Reply:
+    """A stream whose HTTP body ends as it should, but not what is told in it."""
+    return Reply(broken=Broken(after=after, then="end"))
+
+
+def error_in_stream(
+    after: int | Literal["finish", "usage"],
+    error: ErrorWord = "overloaded",
+    *,
+    message: str | None = None,
+    then: Then = "end",
+) -> Reply:
+    """A stream under HTTP 200 with an error event in it; after=0: that is the first one."""
+    return Reply(broken=Broken(after=after, error=error, then=then), message=message)
+
+
+def malformed_chunk(after: int | Literal["finish", "usage"], data: bytes = b'{"choices": [{') -> Reply:
+    """A stream with one more event, whose data is no JSON; the rest of it follows."""
+    return Reply(broken=Broken(after=after, data=data, then="rest"))
+
+
+def without_done() -> Reply:
+    """A whole stream, usage too, but for `[DONE]` or `message_stop`, and with no end."""
+    return stalled("usage")

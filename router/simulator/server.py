@@ -1,4 +1,4 @@
-"""The simulator's shell: sockets, threads, scripts and the log. What is answered is in `answers`.
+"""The simulator's shell: sockets, threads, scripts and the log. What is answered is in `responses`.
 
 One thread accepts, one thread per connection reads requests and writes answers; all are daemons.
 A thread that waits (for a request, a delay, a silent client) waits on its socket, which the
@@ -14,16 +14,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, Self
 
-from router.simulator.answers import PROVIDER_OF_PATH, Answer, Call, Provider, call_of, response_to
+from router.simulator.answers import PROVIDER_OF_PATH, Answer, Call, Provider, call_of, wants_stream
 from router.simulator.replies import BUGHIVE_PRICES, Price, Reply, Tokens
+from router.simulator.responses import Response, Stream, response_to
 
 _SECRET_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 529: "Overloaded"}
+_CHUNK_WITHOUT_BYTES = b"40\r\n"  # 64 are announced
 _LINGER_NONE = struct.pack("ii", 1, 0)
 _DEFAULT = Reply()
 
@@ -226,22 +229,17 @@ class Simulator:
         call, problem = call_of(request.path, request.body)
         with self._news:
             reply, call = self._next_reply(call, problem)
-        answer, status, headers, body = response_to(call, reply, self._seed, self._prices)
-        self._write_down(call, reply, request, answer, status)
+        response = response_to(call, reply, self._seed, self._prices)
+        self._write_down(call, reply, request, response.answer, response.status)
         if reply.silence:
-            while connection.recv(65536):
-                pass
-            return False
+            return _stay_open(connection)
         if reply.delay_s and _left_within(connection, reply.delay_s):
             return False
         if reply.reset:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
-            return False
+            return _reset(connection)
         if reply.endless:
-            _send_without_end(connection, reply.endless, status)
-        return _send(connection, reply, _head(status, headers, len(body)), body) and (
-            request.headers.get("connection", "").lower() != "close"
-        )
+            _send_without_end(connection, reply.endless, response.status)
+        return _send(connection, reply, response) and request.headers.get("connection", "").lower() != "close"
 
     def _next_reply(self, call: Call, problem: Reply | None) -> tuple[Reply, Call]:
         """The reply that is due, and the call with its number. A refused call uses neither up."""
@@ -263,7 +261,7 @@ class Simulator:
             status=None if reply.silence or reply.reset else status,
             tokens=answer.tokens if answer else None,
             cost_usd=answer.cost_usd if answer else None,
-            fault=reply.fault,
+            fault=(reply if wants_stream(call.body) else replace(reply, broken=None)).fault,
             response_id=answer.response_id if answer else None,
             request_headers={
                 name: value for name, value in request.headers.items() if name not in _SECRET_HEADERS
@@ -276,20 +274,64 @@ class Simulator:
             self._news.notify_all()
 
 
-def _head(status: int, headers: Mapping[str, str], length: int) -> bytes:
-    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Simulated')}"]
-    lines += [f"{name}: {value}" for name, value in {"content-length": str(length), **headers}.items()]
+def _head(response: Response) -> bytes:
+    stream = response.stream is not None
+    framing = ("transfer-encoding", "chunked") if stream else ("content-length", str(len(response.body)))
+    lines = [f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Simulated')}"]
+    lines += [f"{name}: {value}" for name, value in {framing[0]: framing[1], **response.headers}.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def _send(connection: socket.socket, reply: Reply, head: bytes, body: bytes) -> bool:
+def _send(connection: socket.socket, reply: Reply, response: Response) -> bool:
     """Sends as the reply says; False where the answer was cut short or the client left."""
+    head, body = _head(response), response.body[: reply.cut_after]
+    if response.stream is not None:
+        connection.sendall(head)
+        return _send_stream(connection, response.stream, reply.drip)
     if reply.drip is not None:
-        return (
-            _send_in_drops(connection, reply.drip, head, body[: reply.cut_after]) and reply.cut_after is None
-        )
-    connection.sendall(head + body[: reply.cut_after])
+        return _send_in_drops(connection, reply.drip, head, body) and reply.cut_after is None
+    connection.sendall(head + body)
     return reply.cut_after is None
+
+
+def _send_stream(connection: socket.socket, stream: Stream, drip: tuple[int, float] | None) -> bool:
+    """Each piece as an HTTP chunk of its own; False where the stream has no proper end."""
+    every, interval_s = drip or (0, 0.0)
+    for number, piece in enumerate(stream.pieces):
+        if every and number and number % every == 0 and _left_within(connection, interval_s):
+            return False
+        connection.sendall(_chunk(piece))
+    match stream.end:
+        case "end":
+            connection.sendall(_chunk(b""))
+            return True
+        case "open":
+            return _stay_open(connection, stream.keep_alive, stream.keep_alive_s)
+        case "cut":
+            connection.sendall(_CHUNK_WITHOUT_BYTES)
+            return False
+        case "reset":
+            return _reset(connection)
+
+
+def _chunk(piece: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+def _stay_open(connection: socket.socket, sign: bytes = b"", every_s: float | None = None) -> Literal[False]:
+    """Until the client leaves or the simulator stops, with a sign of life every so often or without."""
+    if every_s is None:
+        while connection.recv(65536):
+            pass
+        return False
+    while not _left_within(connection, every_s):
+        connection.sendall(_chunk(sign))
+    return False
+
+
+def _reset(connection: socket.socket) -> Literal[False]:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+    return False
 
 
 def _send_in_drops(connection: socket.socket, drip: tuple[int, float], head: bytes, body: bytes) -> bool:
