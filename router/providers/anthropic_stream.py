@@ -19,19 +19,26 @@ from router.providers.sse import Room
 from router.providers.wire import Answer, Reply, compact, table
 from router.streams import StreamItem, TextDelta, ThinkingDelta, ToolCallDelta
 
+_PART_OF: Mapping[object, str] = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "input_json_delta": "partial_json",
+}
+
 
 class _Block:
     """A text or a tool call, as far as it has come."""
 
-    __slots__ = ("call_index", "start", "written")
+    __slots__ = ("call_index", "is_text", "start", "written")
 
     def __init__(self, start: Mapping[str, Any], call_index: int) -> None:
         self.start = start
+        self.is_text = start.get("type") == "text"
         self.call_index = call_index  # among the tool calls
         self.written = StringIO()  # of a text all of it, of a tool call its arguments
 
     def whole(self) -> Mapping[str, Any]:
-        if self.start.get("type") == "text":
+        if self.is_text:
             return {"type": "text", "text": self.written.getvalue()}
         return {**self.start, "input": self.written.getvalue() or self.start.get("input")}
 
@@ -53,9 +60,10 @@ class AnthropicStream:
         self._room = Room()
 
     def take(self, chunk: Mapping[str, Any], data: bytes) -> Sequence[StreamItem]:
-        match chunk.get("type"):
-            case "content_block_delta":
-                return self._add(chunk.get("index"), table(chunk.get("delta")))
+        kind = chunk.get("type")
+        if kind == "content_block_delta":  # nearly all of them
+            return self._add(chunk.get("index"), table(chunk.get("delta")))
+        match kind:
             case "content_block_start":
                 return self._start_block(chunk.get("index"), table(chunk.get("content_block")), data)
             case "message_start":
@@ -67,7 +75,7 @@ class AnthropicStream:
                 self._end(table(chunk.get("delta")), chunk.get("usage"))
             case "message_stop":
                 self.finished = self.done = True
-            case kind if kind == "error" or "error" in chunk:
+            case _ if kind == "error" or "error" in chunk:
                 self.error = ToldError(code_of(chunk), said_by(chunk), data)
         return ()
 
@@ -80,27 +88,30 @@ class AnthropicStream:
 
     def _add(self, index: object, delta: Mapping[str, Any]) -> Sequence[StreamItem]:
         self.begun = self.flowing = True
-        match delta.get("type"):
-            case "text_delta" if isinstance(text := delta.get("text"), str):
-                block = self._block(index, {"type": "text"})
-                return self._written(block, text) if block.start.get("type") == "text" else ()
-            case "input_json_delta" if isinstance(part := delta.get("partial_json"), str):
-                known = self._blocks.get(_whole(index))  # none: a tool the provider runs itself
-                return self._written(known, part) if known and known.start.get("type") == "tool_use" else ()
-            case "thinking_delta" if isinstance(thought := delta.get("thinking"), str) and thought:
-                return (ThinkingDelta(thought),)
-        return ()
+        kind = delta.get("type")
+        part = delta.get(_PART_OF.get(kind, ""))
+        if not isinstance(part, str) or not part:
+            return ()
+        if kind == "thinking_delta":
+            return (ThinkingDelta(part),)
+        place = _whole(index)
+        if kind == "text_delta":
+            block = self._blocks.get(place) or self._block(place, {"type": "text"})
+            return self._text(block, part) if block.is_text else ()
+        known = self._blocks.get(place)  # none: a tool the provider runs itself
+        return () if known is None or known.is_text else self._arguments(known, part)
 
     def _start_block(self, index: object, start: Mapping[str, Any], data: bytes) -> Sequence[StreamItem]:
         self.begun = self.flowing = True
         kind = start.get("type")
         if kind == "text":
             text = start.get("text")
-            return self._written(self._block(index, {"type": "text"}), text if isinstance(text, str) else "")
+            block = self._block(_whole(index), {"type": "text"})
+            return self._text(block, text) if isinstance(text, str) and text else ()
         if kind != "tool_use":
             return ()
         self._room.take(len(data))
-        block = self._block(index, start)
+        block = self._block(_whole(index), start)
         given = start.get("input")
         return (
             ToolCallDelta(
@@ -111,23 +122,23 @@ class AnthropicStream:
             ),
         )
 
-    def _block(self, index: object, start: Mapping[str, Any]) -> _Block:
-        """The block of that index, begun now if it is new."""
-        place = _whole(index)
+    def _block(self, place: int, start: Mapping[str, Any]) -> _Block:
+        """The block of that place, begun now if it is new."""
         block = self._blocks.get(place)
         if block is None:
-            block = self._blocks[place] = _Block(start, self._call_count)
             self._room.take(64)  # what a block takes by itself
-            self._call_count += start.get("type") == "tool_use"
+            block = self._blocks[place] = _Block(start, self._call_count)
+            self._call_count += not block.is_text
         return block
 
-    def _written(self, block: _Block, part: str) -> Sequence[StreamItem]:
-        if not part:
-            return ()
+    def _text(self, block: _Block, part: str) -> Sequence[StreamItem]:
         self._room.take(len(part))
         block.written.write(part)
-        if block.start.get("type") == "text":
-            return (TextDelta(part),)
+        return (TextDelta(part),)
+
+    def _arguments(self, block: _Block, part: str) -> Sequence[StreamItem]:
+        self._room.take(len(part))
+        block.written.write(part)
         return (ToolCallDelta(block.call_index, None, None, part),)
 
     def _end(self, delta: Mapping[str, Any], usage: object) -> None:

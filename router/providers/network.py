@@ -65,9 +65,11 @@ class Patience(Deadline):
         self._awaited = awaited
         self.heard()
 
-    def heard(self) -> None:
-        """Something came: the silence begins anew."""
-        self._quiet_ends_at = time.monotonic() + self.quiet_s
+    def heard(self) -> bool:
+        """Something came: the silence begins anew. Whether there is time left for the whole."""
+        now = time.monotonic()
+        self._quiet_ends_at = now + self.quiet_s
+        return now < self._ends_at
 
     def left(self) -> float:
         return min(self._ends_at, self._quiet_ends_at) - time.monotonic()

@@ -42,6 +42,8 @@ class EventReader:
         if self._after_cr or b"\r" in piece:
             piece = self._with_plain_ends(piece)
         rest = self._rest
+        if not rest and piece.endswith(b"\n\n"):  # as nearly every piece is: whole events
+            return _all_data(piece[:-2])
         seam = max(len(rest) - 1, 0)
         rest += piece
         end = rest.rfind(b"\n\n", seam)
@@ -49,14 +51,13 @@ class EventReader:
             if len(rest) > EVENT_BOUND:
                 raise TooLong(f"an event is longer than {EVENT_BOUND:,} bytes")
             return []
-        events = bytes(rest[:end]).split(b"\n\n")
+        events = bytes(rest[:end])
         del rest[: end + 2]
-        return [data for event in events if (data := _data_of(event)) is not None]
+        return _all_data(events)
 
     def end(self) -> list[bytes]:
         """The data of an event that the end of the stream has ended, with no blank line behind it."""
-        data = _data_of(bytes(self._rest))
-        return [] if data is None else [data]
+        return _all_data(bytes(self._rest))
 
     def _with_plain_ends(self, piece: bytes) -> bytes:
         if self._after_cr and piece.startswith(b"\n"):  # the second half of \r\n
@@ -66,12 +67,22 @@ class EventReader:
         return piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
+def _all_data(events: bytes) -> list[bytes]:
+    return [data for event in events.split(b"\n\n") if (data := _data_of(event)) is not None]
+
+
 def _data_of(event: bytes) -> bytes | None:
-    if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
+    before, found, data = event.partition(b"data: ")
+    if found and b"\n" not in data and (not before or _is_one_line(before)):
+        return data  # as nearly every event is: one line of data, perhaps its name before it
     lines = []
     for line in event.split(b"\n"):
         field, _, value = line.partition(b":")
         if field.removeprefix(_BOM) == b"data":
             lines.append(value.removeprefix(b" "))
     return b"\n".join(lines) if lines else None
+
+
+def _is_one_line(before: bytes) -> bool:
+    """Whether one line stands there that is none of data."""
+    return before.endswith(b"\n") and before.count(b"\n") == 1 and b"data" not in before

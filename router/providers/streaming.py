@@ -94,6 +94,7 @@ class Reading:
                 return
             self._head = Reply(opened.status, opened.headers, b"")
             for events in self._events(opened):
+                self._has_events = self._has_events or bool(events)
                 for data in events:
                     yield from self._taken(data)
         finally:
@@ -129,36 +130,36 @@ class Reading:
         reader = EventReader()
         try:
             for piece in unpacked_pieces(opened):
-                if events := reader.feed(piece):
+                events = reader.feed(piece)
+                if events:
                     yield events
-                    self._set_pace()
-                if self._patience.left() <= 0:
+                if not self._may_go_on(bool(events)):
                     raise TimeoutError
             yield reader.end()
         except (*TROUBLE, TooLong) as error:
             self._trouble = error
 
-    def _set_pace(self) -> None:
-        """How long to wait for the next piece; what the caller took for the last one counts for nothing."""
+    def _may_go_on(self, heard: bool) -> bool:
+        """Set how long to wait for the next piece; whether there is any time to.
+
+        What the caller took for the last items counts for no silence.
+        """
         state, patience, stage = self._assembler, self._patience, self._stage
-        if state.done:
-            self._stage = "done"
-            if stage != "done":
-                patience.wait_at_most(DONE_S, "end")
-        elif state.finished or state.error:
-            self._stage = "finish"
-            if stage != "finish":
-                patience.wait_at_most(FINISH_S, "end")
-        elif state.flowing:
+        if state.done or state.finished or state.error:
+            self._stage = "done" if state.done else "finish"
+            if stage != self._stage:
+                patience.wait_at_most(DONE_S if state.done else FINISH_S, "end")
+                return True
+            return patience.left() > 0
+        if stage == "start" and state.flowing:
             self._stage = "flow"
-            if stage != "flow":
-                patience.wait_at_most(self._limits.idle_s, "further chunk")
-        if self._stage == stage != "start":
-            patience.heard()
+            patience.wait_at_most(self._limits.idle_s, "further chunk")
+        elif heard and stage == "flow":
+            return patience.heard()
+        return patience.left() > 0
 
     def _taken(self, data: bytes) -> Sequence[StreamItem]:
         """The items of one event."""
-        self._has_events = True
         if data.startswith(b"[DONE]"):
             self._assembler.done = True
             return ()

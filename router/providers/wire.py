@@ -155,9 +155,12 @@ def chunk_of(data: bytes) -> Any:
     """The JSON of one event of a stream, as decoded() reads it, but faster. Raises ValueError."""
     text = data.decode()
     try:
-        return _DECODER.decode(text)
+        chunk, end = _DECODER.raw_decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if end != len(text) and text[end:].strip():
+        raise ValueError("something stands behind the JSON")
+    return chunk
 
 
 def plain(value: Any) -> Any:
