@@ -234,7 +234,7 @@ def test_a_stalled_stream_ends_with_the_client_and_holds_up_no_stop(model):
     with Simulator(seed=7) as sim:
         sim.script(model, stalled(after=0), stalled(after=1))
         with sent_on(sim, model):
-            pass
+            sim.wait_served(1)
         with sent_on(sim, model) as connection:
             received_until(connection, lambda sent: bool(text_pieces(sent)))
             sim.stop()

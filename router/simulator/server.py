@@ -187,7 +187,7 @@ class Simulator:
         thread = threading.Thread(target=run, name="simulator", daemon=True)
         with self._news:
             self._threads.add(thread)
-        thread.start()
+            thread.start()  # within the lock: stop() joins what it finds here
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
