@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from router.providers.sse import EVENT_BOUND, EventReader, TooLong
 
 
 def read(*pieces: bytes) -> list[bytes]:
-    """The data of all events in these pieces, the last one ended by the end of the stream if by nothing else."""
+    """The data of all events in these pieces; the end of the stream ends the last one."""
     reader = EventReader()
     return [data for piece in pieces for data in reader.feed(piece)] + reader.end()
 
@@ -63,7 +65,7 @@ def test_whatever_is_sent_comes_back(texts: list[str], line_end: bytes, cuts: li
     sent = b"".join(b"data: " + text.encode() + line_end * 2 for text in texts)
     edges = [0, *sorted(cuts), len(sent)]
 
-    pieces = [sent[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    pieces = [sent[begin:end] for begin, end in pairwise(edges)]
 
     assert read(*pieces) == [text.encode() for text in texts]
 
