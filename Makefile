@@ -43,7 +43,7 @@ wheel: $(STAMP)  ## the wheel, in dist/
 	@rm -f build.log; ls dist/*.whl
 
 bench: $(STAMP)  ## the benchmarks
-	@for name in route import report messages answer ledger; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	@for name in route import report messages answer stream ledger; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
 clean:  ## remove build results and caches; .venv and data/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

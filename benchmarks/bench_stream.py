@@ -5,13 +5,18 @@
 Time: each library reads the same bytes, put together to the whole answer, by a transport that gives one chunk
 at a time: what is timed is what the library itself does. A client of ours may take at most 0.15 of the
 SDK's time. Delay: how long after a server has sent a chunk its item is there, less what a bare socket takes.
-Memory: what a million chunks leave beside the text itself, over the simulator's socket.
+Memory: the most that an answer of a million chunks takes, beside its text.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import socket
+import statistics
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
@@ -27,6 +32,7 @@ KEY = "not-a-real-key"
 OPENROUTER = "https://openrouter.ai/api/v1"
 GOAL = 0.15
 DELAY_GOAL_US = 50.0
+MEMORY_GOAL = 3.0  # the text being written, with room to grow, and the text it becomes
 MESSAGES: list[Any] = [{"role": "user", "content": "Analyze the structure of this page."}]
 MODELS = {"Anthropic": "claude-opus-4-5-20251101", "OpenRouter": "deepseek/deepseek-chat"}
 HEADERS = {"content-type": "text/event-stream", "request-id": "req_01", "x-generation-id": "gen-01"}
@@ -39,6 +45,8 @@ def main() -> int:
     parser.add_argument("--long", type=int, default=1_000_000)
     arguments = parser.parse_args()
     missed = [compare(provider, arguments.chunks, arguments.rounds) for provider in MODELS]
+    missed.append(compare_delays(arguments.rounds))
+    missed.append(measure_memory(arguments.long))
     return int(any(missed))
 
 
@@ -104,8 +112,110 @@ def compare(provider: str, chunks: int, rounds: int) -> bool:
         print(f"  {name:18} {timing}")
     mine, theirs = (timing.median_s for timing in timings.values())
     print(verdict(f"{provider}: {len(pieces):,} chunks, ours / SDK", mine / theirs, GOAL))
-    print(f"   {mine / len(pieces) * 1e6:.2f} us per chunk")
     return mine > theirs * GOAL
+
+
+# Delay --------------------------------------------------------------------------------------------
+
+
+def compare_delays(rounds: int) -> bool:
+    """Whether a chunk is longer on its way to the caller than its goal, beyond what the bare socket takes."""
+    ours_us, bare_us = [], []
+    for _ in range(rounds):
+        ours_us.append(statistics.median(delays_us(read_by_a_client)))
+        bare_us.append(statistics.median(delays_us(read_by_a_socket)))
+    added = statistics.median(ours_us) - statistics.median(bare_us)
+    print(f"  a chunk, sent to item  {statistics.median(ours_us):8.1f} µs")
+    print(f"  a chunk, bare socket   {statistics.median(bare_us):8.1f} µs")
+    print(verdict("Added delay per chunk, p50", added, DELAY_GOAL_US, "µs"))
+    return added > DELAY_GOAL_US
+
+
+def delays_us(read: Callable[[int], Iterator[float]], chunks: int = 200) -> list[float]:
+    """From just before a chunk is sent until it is read, by one clock: the server is a thread of ours."""
+    sent_at: list[float] = []
+    next_please = threading.Semaphore(0)
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        received = b""
+        while not received.endswith(b"}") and not received.endswith(b"GO"):
+            received += connection.recv(65_536)
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        event = b'data: {"id":"gen-1","model":"m","choices":[{"index":0,"delta":{"content":"word"}}]}\n\n'
+        for _ in range(chunks):
+            next_please.acquire()
+            time.sleep(0.0002)  # so that the reader waits for it, as it does for a model
+            sent_at.append(time.perf_counter())
+            connection.sendall(b"%x\r\n%s\r\n" % (len(event), event))
+        end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+        connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(end), end))
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        read_at = []
+        next_please.release()
+        for moment in read(listener.getsockname()[1]):
+            read_at.append(moment)
+            next_please.release()
+        server.join()
+    return [(read - sent) * 1e6 for read, sent in zip(read_at, sent_at, strict=False)]
+
+
+def read_by_a_client(port: int) -> Iterator[float]:
+    with OpenRouterClient(KEY, base_url=f"http://127.0.0.1:{port}") as client:
+        for item in client.create_completion("m", MESSAGES, stream=True):
+            if isinstance(item, TextDelta):
+                yield time.perf_counter()
+
+
+def read_by_a_socket(port: int) -> Iterator[float]:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GO")
+        while b"[DONE]" not in (received := connection.recv(65_536)):
+            if b"word" in received:
+                yield time.perf_counter()
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+class Long(httpx.BaseTransport):
+    """Answers with so many chunks, made as they are read."""
+
+    def __init__(self, chunks: int) -> None:
+        self._chunks = chunks
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers=HEADERS, content=self._sent())
+
+    def _sent(self) -> Iterator[bytes]:
+        for _ in range(self._chunks):
+            yield b'data: {"id":"gen-1","choices":[{"index":0,"delta":{"content":"word"}}]}\n\n'
+        yield b'data: {"choices":[{"finish_reason":"stop","delta":{}}]}\n\ndata: [DONE]\n\n'
+
+
+def measure_memory(chunks: int) -> bool:
+    """Whether an answer of so many chunks holds more than three times its text while it is put together."""
+
+    def peak_bytes(count: int) -> int:
+        stream = OpenRouterClient(KEY, transport=Long(count)).create_completion("m", MESSAGES, stream=True)
+        tracemalloc.start()
+        try:
+            assert len(stream.read()["content"]) == 4 * count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak_bytes(10)
+    beside = (peak_bytes(chunks) - peak_bytes(10)) / (4 * chunks)
+    print(verdict(f"Memory of {chunks:,} chunks / their text", beside, MEMORY_GOAL))
+    return beside > MEMORY_GOAL
 
 
 if __name__ == "__main__":

@@ -318,7 +318,7 @@ def _refuse_mistyped(params: Mapping[str, Any]) -> None:
         return
     from router.params import PARAMS
 
-    known = {param.name for param in PARAMS}
+    known = {param.name for param in PARAMS} | {"stream"}  # which is refused in words of its own
     for name in params:
         if name in ("first_token_s", "idle_s"):
             raise InvalidRequest(f"{name} is for stream(); route() waits for the whole answer")

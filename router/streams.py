@@ -86,11 +86,8 @@ class Stream(Generic[ResponseT]):
     """
 
     def __init__(self, items: Items[ResponseT]) -> None:
-        self._items = self._kept(items)
-        self._response: ResponseT | None = None
-
-    def _kept(self, items: Items[ResponseT]) -> Generator[StreamItem, None, None]:
-        self._response = yield from items
+        self._ended: list[ResponseT] = []  # the response, once it is there
+        self._items = _kept(items, self._ended)
 
     def __iter__(self) -> Iterator[StreamItem]:
         return self._items
@@ -101,9 +98,9 @@ class Stream(Generic[ResponseT]):
     @property
     def response(self) -> ResponseT:
         """The whole answer. Raises RouterError before the stream has ended."""
-        if self._response is None:
+        if not self._ended:
             raise RouterError("the answer is not whole yet: read the stream to its end, or call its read()")
-        return self._response
+        return self._ended[0]
 
     def read(self) -> ResponseT:
         """The whole answer, once the rest of it has come. Raises as iterating does."""
@@ -126,3 +123,8 @@ class Stream(Generic[ResponseT]):
             return
         with suppress(CallerLeft):
             self._items.throw(CallerLeft(type(error)))
+
+
+def _kept(items: Items[ResponseT], ended: list[ResponseT]) -> Generator[StreamItem, None, None]:
+    """The items, and what they end with. No method, so that a stream that is dropped is closed at once."""
+    ended.append((yield from items))

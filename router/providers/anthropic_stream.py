@@ -59,7 +59,7 @@ class AnthropicStream:
         self._call_count = 0
         self._room = Room()
 
-    def take(self, chunk: Mapping[str, Any], data: bytes) -> Sequence[StreamItem]:
+    def take(self, chunk: Mapping[str, Any], data: bytes) -> Sequence[StreamItem] | None:
         kind = chunk.get("type")
         if kind == "content_block_delta":  # nearly all of them
             return self._add(chunk.get("index"), table(chunk.get("delta")))
@@ -73,6 +73,8 @@ class AnthropicStream:
                 self.begun = True
             case "message_delta":
                 self._end(table(chunk.get("delta")), chunk.get("usage"))
+            case "ping":
+                return None
             case "message_stop":
                 self.finished = self.done = True
             case _ if kind == "error" or "error" in chunk:

@@ -99,8 +99,11 @@ class Assembler(Protocol):
     has_usage: bool
     error: ToldError | None
 
-    def take(self, chunk: Mapping[str, Any], data: bytes, /) -> Sequence[StreamItem]:
-        """What a chunk adds, in items; `data` is the chunk as it came. Raises sse.TooLong."""
+    def take(self, chunk: Mapping[str, Any], data: bytes, /) -> Sequence[StreamItem] | None:
+        """What a chunk adds, in items; None: it is a sign of life alone. `data` is the chunk as it came.
+
+        Raises sse.TooLong for an answer beyond all bounds.
+        """
 
     def answer(self, reply: Reply, /) -> Answer:
         """What has been put together so far; `reply` is the head, of which the body is not looked at."""

@@ -81,6 +81,7 @@ class Reading:
         self._head: Reply | None = None
         self._trouble: Exception | None = None  # what broke the stream off
         self._has_events = False
+        self._is_heard = False  # the last piece had a part of the answer
         self._has_noise = False  # something that is no chunk was left out
         self._is_damaged = False  # a chunk could not be read, and a part of the answer with it
 
@@ -130,19 +131,20 @@ class Reading:
         reader = EventReader()
         try:
             for piece in unpacked_pieces(opened):
-                events = reader.feed(piece)
-                if events:
+                self._is_heard = False
+                if events := reader.feed(piece):
                     yield events
-                if not self._may_go_on(bool(events)):
+                if not self._may_go_on():
                     raise TimeoutError
             yield reader.end()
         except (*TROUBLE, TooLong) as error:
             self._trouble = error
 
-    def _may_go_on(self, heard: bool) -> bool:
+    def _may_go_on(self) -> bool:
         """Set how long to wait for the next piece; whether there is any time to.
 
-        What the caller took for the last items counts for no silence.
+        What the caller took for the last items counts for no silence. A sign of life that is no part of the
+        answer, a comment or a ping, ends none: a provider may send those for ever.
         """
         state, patience, stage = self._assembler, self._patience, self._stage
         if state.done or state.finished or state.error:
@@ -154,7 +156,7 @@ class Reading:
         if stage == "start" and state.flowing:
             self._stage = "flow"
             patience.wait_at_most(self._limits.idle_s, "further chunk")
-        elif heard and stage == "flow":
+        elif self._is_heard and stage == "flow":
             return patience.heard()
         return patience.left() > 0
 
@@ -168,7 +170,9 @@ class Reading:
         except ValueError:
             chunk = None
         if isinstance(chunk, dict):
-            return self._assembler.take(chunk, data)
+            items = self._assembler.take(chunk, data)
+            self._is_heard = self._is_heard or items is not None
+            return items or ()
         self._has_noise = True
         self._is_damaged = self._is_damaged or any(member in data for member in _MEMBERS_OF_CHUNKS)
         _log.debug("an event of %s is no JSON object: %.80r", self._ask.provider, data)
