@@ -201,7 +201,7 @@ class Long(httpx.BaseTransport):
 
 
 def measure_memory(chunks: int) -> bool:
-    """Whether an answer of so many chunks holds more than three times its text while it is put together."""
+    """Whether five times as many chunks take more, at the most, than three times the text that is added."""
 
     def peak_bytes(count: int) -> int:
         stream = OpenRouterClient(KEY, transport=Long(count)).create_completion("m", MESSAGES, stream=True)
@@ -212,9 +212,9 @@ def measure_memory(chunks: int) -> bool:
         finally:
             tracemalloc.stop()
 
-    peak_bytes(10)
-    beside = (peak_bytes(chunks) - peak_bytes(10)) / (4 * chunks)
-    print(verdict(f"Memory of {chunks:,} chunks / their text", beside, MEMORY_GOAL))
+    few = chunks // 5
+    beside = (peak_bytes(chunks) - peak_bytes(few)) / (4 * (chunks - few))
+    print(verdict(f"Memory of {few:,} to {chunks:,} chunks, added / text added", beside, MEMORY_GOAL))
     return beside > MEMORY_GOAL
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from router.simulator import Reply, Simulator, ToolCall, not_found
+from router.simulator import Reply, Simulator, ToolCall, cut_in_stream, not_found
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
@@ -56,6 +56,10 @@ PLAYS = {
             "Critical.",
             "no answer: [('claude-that-never-was', 'not_found')]",
         ],
+    ),
+    "streaming": Play(
+        {REASONING: [Reply(text="Try " * 9, broken=cut_in_stream(3).broken)], FAST: [Reply(text="Try it.")]},
+        [f"--- stream_interrupted: {FAST} (FAST) begins anew ---", "Try it.", f"{FAST}: "],
     ),
     "new_task": Play(
         {GENERAL: [Reply(text="No label.")], FAST: [Reply(text="No role.")]},
