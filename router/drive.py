@@ -167,7 +167,8 @@ class Drive:
     def _pass_by(self, target: Target, circuit: Circuit) -> Target:
         """The tier to ask instead of one that is left alone. Raises RouteExhausted where there is none."""
         if not self._has_usable_fallback():
-            raise self._give_up_unasked(target, circuit)
+            last = self._failures[-1].error if self._failures else None
+            raise self._give_up_unasked(target, circuit) from last
         onward = self._targets.pop(0)
         self._moves.append(books.fell_back(self._request, target.route, onward.route, "circuit_open"))
         _log.info("falling back from %s to %s: its circuit is open", target.route.tier, onward.route.tier)

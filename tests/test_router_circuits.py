@@ -27,6 +27,7 @@ from router import (
     OpenRouterClient,
     RouteExhausted,
 )
+from router.policy import FAILURES
 from router.simulator import (
     Reply,
     Simulator,
@@ -297,6 +298,19 @@ def test_a_skipped_tier_is_on_the_books_before_a_denial(
         "request_denied",
     ]
     assert_sound(ledger)
+
+
+def test_the_settings_page_says_of_each_failure_what_counts() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8").split("## Circuits")[1]
+    says = {"it is down": "down", "it serves": "up", "nothing": "unclear"}
+    told = {
+        kind: verdict
+        for row in page.splitlines()
+        for start, verdict in says.items()
+        if row.startswith("| ") and row.split(" | ")[-1].startswith(start)
+        for kind in row.split(" | ")[0].removeprefix("| ").split(", ")
+    }
+    assert told == {kind: rule.route for kind, rule in FAILURES.items() if kind != "cancelled"}
 
 
 # switched off, set otherwise
