@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from ledger.circuits import Circuit
     from ledger.ledger import Ledger
     from ledger.request_log import RequestLog
-    from router.providers.streaming import Reading
     from ledger.settings import CircuitSetting
+    from router.providers.streaming import Reading
 
 __all__ = ["Drive", "Pace", "Request", "Target", "new_id"]
 

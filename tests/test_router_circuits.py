@@ -32,6 +32,7 @@ from router.simulator import (
     Reply,
     Simulator,
     content_filtered,
+    cut,
     invalid_request,
     overloaded,
     rate_limited,
@@ -311,6 +312,38 @@ def test_the_settings_page_says_of_each_failure_what_counts() -> None:
         for kind in row.split(" | ")[0].removeprefix("| ").split(", ")
     }
     assert told == {kind: rule.route for kind, rule in FAILURES.items() if kind != "cancelled"}
+
+
+# streams
+
+
+def test_a_stream_passes_a_model_that_is_left_alone_by(
+    sim: Simulator, router: LLMRouter, ledger: Ledger, clock: Clock
+) -> None:
+    sim.script(CHAT, *[cut(after=300)] * 3)
+    for _ in range(3):
+        router.stream("analyze_page", ASK, fallback_tier="FAST").read()
+    assert turns(ledger) == ["circuit_opened"]
+
+    answer = router.stream("analyze_page", ASK, fallback_tier="FAST").read()
+    assert (answer["model_tier"], answer["attempts"]) == ("FAST", 1)
+    with pytest.raises(RouteExhausted, match="left alone"):
+        router.stream("analyze_page", ASK).read()
+    clock.move(30)
+    assert router.stream("analyze_page", ASK).read()["model"] == CHAT
+    assert turns(ledger) == ["circuit_opened", "circuit_closed"]
+    assert_sound(ledger)
+
+
+def test_a_caller_who_leaves_a_probing_stream_gives_the_probe_to_the_next(
+    sim: Simulator, router: LLMRouter, ledger: Ledger, clock: Clock
+) -> None:
+    fail(router, sim)
+    clock.move(30)
+    with router.stream("analyze_page", ASK) as stream:
+        next(stream)
+        assert router.route_with_fallback("analyze_page", ASK)["model_tier"] == "FAST"
+    assert router.route_with_fallback("analyze_page", ASK)["model_tier"] == "REASONING"
 
 
 # switched off, set otherwise
