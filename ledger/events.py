@@ -231,10 +231,14 @@ class CeilingBroken(_OfAttempt):
 
 
 class FallbackEngaged(_OfRequest):
+    """`provider` and `model` are those that were left, or, with the reason circuit_open, not even asked."""
+
     event_type: Literal["fallback_engaged"] = "fallback_engaged"
     from_tier: Name
     to_tier: Name
-    reason: ErrorType
+    provider: Name | None = None
+    model: Name | None = None
+    reason: ErrorType | Literal["circuit_open"]
 
 
 class _RequestEnd(_OfRequest):
@@ -258,7 +262,7 @@ class RequestFailed(_RequestEnd):
     tier: Name
     error_type: ErrorType
     error_message: Text = ""
-    reason: Name  # exhausted | given_up | deadline | cancelled | abandoned
+    reason: Name  # exhausted | given_up | deadline | circuit_open | cancelled | abandoned
 
 
 class RequestDenied(_RequestEnd):
@@ -302,6 +306,12 @@ class BudgetWarned(_OfRequest):
 
 
 class _Circuit(_Event):
+    """Of a provider's model; `tier` is the one on whose behalf it was asked.
+
+    `started_at` is the moment of the opening, by which its closing names it.
+    """
+
+    started_at: AwareDatetime | None = None
     tier: Name
     provider: Name
     model: Name

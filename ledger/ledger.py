@@ -30,11 +30,12 @@ from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from pydantic import BaseModel
 
 from ledger.budgets import Hold, Limit
+from ledger.circuit_board import CircuitBoard
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.events import (
     JournalOpened,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from ledger.sealing import Recovery, Sealed
 
 _log = logging.getLogger("ledger")
+_T = TypeVar("_T")
 
 ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
@@ -113,6 +115,7 @@ class Ledger:
         self._open_state: State | None = None
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
+        self.circuits = CircuitBoard(self)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         try:
             self._identity = lay_out(path, temporary=temporary)
@@ -445,13 +448,43 @@ class Ledger:
         with self._state(patient=patient) as state:
             with state.transaction(patient=patient):
                 for journal in journals:
-                    events = journal.take_unapplied()
-                    if events:
-                        state.apply(journal.id, [(seq, vars(event)) for seq, event in events])
-                        applied.append((journal, events[-1][0]))
+                    applied += _apply_to(state, journal)
                 yield state
             for journal, seq in applied:  # only now: a transaction that failed has applied nothing
                 journal.applied(seq)
+
+    def look_up(self, what: Callable[[State], _T]) -> _T:
+        """Something that state.db says. Raises LedgerBusy where another thread is at it, LedgerError."""
+        with self._state(patient=False) as state:
+            return what(state)
+
+    def decide(
+        self,
+        decision: Callable[[State], BaseModel | None],
+        then: Callable[[State], _T],
+        *,
+        patient: bool = True,
+    ) -> _T:
+        """Change state.db in one transaction over all processes, and journal the event that this gives.
+
+        Returns what `then` finds. Raises LedgerBusy, LedgerError: nothing has changed; an event that could
+        not be written is written as soon as that is possible.
+        """
+        journal = self._lease_journal()
+        try:
+            with self._state(patient=patient) as state:
+                with state.transaction(patient=patient):
+                    event = decision(state)
+                    applied = []
+                    if event is not None:
+                        journal.append([event], must_keep=True)
+                        applied = _apply_to(state, journal)
+                    found = then(state)
+                for _, seq in applied:
+                    journal.applied(seq)
+                return found
+        finally:
+            self.request_ended(journal)
 
     def _apply_quietly(self, journal: Journal, *, patient: bool = True) -> None:
         """state.db is derived: nothing that fails in it may fail a request that is on the books."""
@@ -540,6 +573,15 @@ def _usable_state(root: Path) -> State:
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     return State(path)
+
+
+def _apply_to(state: State, journal: Journal) -> list[tuple[Journal, int]]:
+    """Tell state.db, in a transaction, what a journal has written: the journal, and up to which number."""
+    events = journal.take_unapplied()
+    if not events:
+        return []
+    state.apply(journal.id, [(seq, vars(event)) for seq, event in events])
+    return [(journal, events[-1][0])]
 
 
 def _register_fork_hooks(ref: Callable[[], Ledger | None]) -> None:

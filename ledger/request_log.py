@@ -36,6 +36,11 @@ class RequestLog:
         self.started_at = datetime.min.replace(tzinfo=UTC)  # of the request, once begun
 
     @property
+    def journal_id(self) -> str:
+        """The journal that tells the story; its process holds its lock."""
+        return self._journal.id
+
+    @property
     def begun(self) -> bool:
         """Whether anything of the request is on the books."""
         return self._begun

@@ -47,7 +47,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "started_at",
         "moment",
-        "UTC; outcomes: of the attempt, whose money belongs to that moment; request ends: of the request",
+        "UTC; outcomes: of the attempt, whose money belongs to that moment; request ends: of the request;"
+        " circuits: of the opening",
     ),
     # correlation
     Column("session_id", "text", "the caller's grouping key; NULL: none was given"),

@@ -9,6 +9,8 @@
                                         first_token_s, idle_s        the most silence in a stream
                                         max_tokens                   where a call names none
                                         fallback = ["FAST", …]       for route_with_fallback()
+                          [circuit]     enabled (true | false)       whether failing routes are left alone
+                                        failures, probe_after_s      when, and for how long at a time
                           [[prices]]    as in ledger/prices.toml     own prices
 
 Both files are looked for in the working directory and upwards. A path in bughive.toml is
@@ -38,12 +40,13 @@ DEFAULT_LEDGER = Path("data/ledger")
 
 _TABLES = {
     "ledger": ("path", "durability"),
+    "circuit": ("enabled", "failures", "probe_after_s"),
     "tiers": (
         *("model", "provider", "timeout_s", "first_token_s", "idle_s"),
         *("max_retries", "max_tokens", "fallback"),
     ),
 }
-_TOP_KEYS = ("ledger", "prices", "tiers")
+_TOP_KEYS = ("ledger", "circuit", "prices", "tiers")
 _PROVIDERS = ("anthropic", "openrouter")
 _DURABILITIES = ("power-loss", "process-crash")
 _READ_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
@@ -70,6 +73,19 @@ class TierSetting(NamedTuple):
     idle_s: float | None = None
 
 
+class CircuitSetting(NamedTuple):
+    """When a failing model is left alone: `LLMRouter(circuit=…)`, or [circuit] in bughive.toml.
+
+    failures: so many in a row open its circuit, in whichever processes of a host. probe_after_s: one request
+    in so many seconds tries it all the same; the first that is answered closes the circuit. enabled=False:
+    each request tries each model, whatever others found.
+    """
+
+    failures: int = 5
+    probe_after_s: float = 30.0
+    enabled: bool = True
+
+
 class OwnPrice(NamedTuple):
     """A [[prices]] entry of bughive.toml, and the file and line it begins at."""
 
@@ -85,6 +101,7 @@ class Settings:
     durability: Durability = "power-loss"
     tiers: Mapping[str, TierSetting] = field(default_factory=dict)
     prices: tuple[OwnPrice, ...] = ()
+    circuit: CircuitSetting = field(default_factory=CircuitSetting)
     environ: Hidden = field(default_factory=lambda: Hidden({}), repr=False)  # may hold keys
     dotenv: Hidden = field(default_factory=lambda: Hidden({}), repr=False)
 
@@ -105,6 +122,7 @@ class Settings:
             durability=toml.durability if toml else "power-loss",
             tiers=toml.tiers if toml else {},
             prices=toml.prices if toml else (),
+            circuit=toml.circuit if toml else CircuitSetting(),
             environ=environment,
             dotenv=dotenv,
         )
@@ -163,6 +181,7 @@ class _TomlFile:
         self.ledger_path = path.parent / ledger_path.expanduser()
         self.tiers = self._tiers(self._table(content, "tiers"))
         self.prices = self._prices(content.get("prices", []))
+        self.circuit = self._circuit(self._table(content, "circuit"))
 
     @classmethod
     def read(cls, path: Path) -> _TomlFile:
@@ -210,6 +229,19 @@ class _TomlFile:
             tuple(fallback),
             self._number_of(raw, table, "first_token_s", above=0),
             self._number_of(raw, table, "idle_s", above=0),
+        )
+
+    def _circuit(self, raw: Mapping[str, Any]) -> CircuitSetting:
+        self._expect_keys(raw, _TABLES["circuit"], table="circuit")
+        enabled = raw.get("enabled", True)
+        if not isinstance(enabled, bool):
+            what = f"enabled in [circuit] must be true or false, not {enabled!r}"
+            raise self._wrong("circuit", "enabled", what)
+        default = CircuitSetting()
+        return CircuitSetting(
+            self._whole_of(raw, "circuit", "failures", at_least=1) or default.failures,
+            self._number_of(raw, "circuit", "probe_after_s", above=0) or default.probe_after_s,
+            enabled,
         )
 
     def _prices(self, raw: object) -> tuple[OwnPrice, ...]:

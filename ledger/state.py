@@ -6,6 +6,7 @@
     holds             ceilings of attempts that are reserved, in flight, or in doubt
     settled           attempts that are in doubt no longer, by a later word
     session_batches   which batches hold a session
+    circuits          which routes are left alone; with circuit_watch, see ledger.circuit_table
 
 `fold` turns events into a change, purely; `State.apply` writes that change and the position it
 belongs to in one transaction, so that every event counts once, however often it is offered.
@@ -28,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import apsw
 
+from ledger import circuit_table
 from ledger.budgets import Balance, Hold, Limit, check
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.files import open_private
@@ -36,12 +38,13 @@ from ledger.money import dollars, pico
 QUARTER_S = 900
 _QUARTER = timedelta(seconds=QUARTER_S)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-STATE_VERSION = 2
+STATE_VERSION = 3
 _PICO_PER_MICRO = 1_000_000
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
 _HASTY_POLLS = 5
 
-_TABLES = """
+_TABLES = (
+    """
 create table meta (key text primary key, value text not null) strict, without rowid;
 create table positions (
     journal_id text primary key, seq integer not null, closed integer not null
@@ -66,6 +69,8 @@ create table session_batches (
     session_id text not null, batch integer not null, primary key (session_id, batch)
 ) strict, without rowid;
 """
+    + circuit_table.TABLES
+)
 
 # of a scope, what of a hold must equal its id
 _HOLD_COLUMNS = {
@@ -105,12 +110,14 @@ class Change:
     requests_ended: set[str] = field(default_factory=set)
     holds: dict[str, HoldRow | None] = field(default_factory=dict)  # None: let go
     settled: set[str] = field(default_factory=set)
+    circuit_turns: list[circuit_table.Turn] = field(default_factory=list)
     closed: bool = False
 
 
 FOLDED = (  # the fields of events that `fold` looks at
     *("event_type", "request_id", "session_id", "task", "attempt_id", "tier", "model", "started_at"),
     *("billed_cost_usd", "list_cost_usd", "reserved_usd", "billing"),
+    *circuit_table.FOLDED,
 )
 
 
@@ -133,6 +140,9 @@ def fold(journal_id: str, events: Iterable[Mapping[str, Any]]) -> Change:
             case "request_completed" | "request_failed" | "request_denied":
                 change.requests_ended.add(event["request_id"])
                 change.request_spent_pico.pop(event["request_id"], None)
+            case "circuit_opened" | "circuit_closed":
+                turn = circuit_table.turn_of(event)
+                change.circuit_turns += [turn] if turn else []
             case "journal_closed":
                 change.closed = True
     return change
@@ -242,6 +252,11 @@ class State:
         time.sleep(0.001)
         return polls < self._polls_at_most
 
+    @property
+    def db(self) -> apsw.Connection:
+        """The database, for tables whose words are in a module of their own."""
+        return self._db
+
     def close(self) -> None:
         self._db.close()
 
@@ -348,6 +363,7 @@ class State:
             [row for row in change.holds.values() if row is not None],
         )
         self._db.executemany("insert or ignore into settled values (?)", [(name,) for name in change.settled])
+        circuit_table.write_turns(self._db, change.circuit_turns)
         self._db.executemany(  # whichever journal is applied first: the settlement's, or the attempt's
             "delete from holds where attempt_id = ? and state = 'in_doubt' and attempt_id in settled",
             [(attempt_id,) for attempt_id in {*change.settled, *change.holds}],
@@ -427,12 +443,15 @@ class State:
             self._db.execute("delete from session_batches; delete from meta where key like 'indexed%'")
 
     def rebuild(self, runs: Iterable[tuple[str, Sequence[tuple[int, Mapping[str, Any]]]]]) -> None:
-        """Derive balances, holds and positions anew. In a transaction; living journals' reservations stay.
+        """Derive balances, holds, circuits and positions anew. In a transaction.
+
+        Living journals' reservations stay, and what is watched of circuits.
 
         `runs`: of each journal all events with their numbers, in order, in one run or several.
         """
         self._db.execute(
             "delete from balances; delete from request_spent; delete from positions; delete from settled;"
+            " delete from circuits;"
             " delete from holds where state <> 'reserved'"
         )
         for journal_id, events in runs:
@@ -467,6 +486,7 @@ class State:
                 for request_id, micro, rest in self._db.execute("select * from request_spent")
             ),
             "settled": sorted(self._db.execute("select * from settled")),
+            "circuits": circuit_table.dump(self._db),
         }
 
 

@@ -151,6 +151,21 @@ def sessions(
 
 
 @app.command(cls=PlainCommand)
+def performance(
+    format: FormatOption = "table",
+    ledger: LedgerOption = None,
+    tz: TzOption = "UTC",
+    allow_damage: DamageOption = False,
+) -> _Page:
+    """How each model did: success, latency, fallbacks, and whether it is left alone."""
+    from reports.performance import performance_report
+
+    _period(format, None, None, None, tz)
+    path = _ledger_path(ledger, allow_damage)
+    return _Page(performance_report(path, tz=tz, allow_damage=allow_damage), format)
+
+
+@app.command(cls=PlainCommand)
 def sql(
     select: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT over the ledger's views.")],
     format: FormatOption = "table",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "csv", "markdown")
 UNKNOWN = "-"
 
-Kind = Literal["text", "count", "usd", "moment", "minute", "raw", "number"]
-_RIGHT: tuple[Kind, ...] = ("count", "usd", "number")
+Kind = Literal["text", "count", "usd", "moment", "minute", "raw", "number", "share", "ms"]
+_RIGHT: tuple[Kind, ...] = ("count", "usd", "number", "share", "ms")
 _SHOWN_PLACES = Decimal("0.000001")
 
 
@@ -123,6 +123,10 @@ def shown(value: Any, kind: Kind) -> str:
         return _dollars(value)
     if kind == "count":
         return f"{value:,}"
+    if kind == "share":
+        return f"{value:.1%}"
+    if kind == "ms":
+        return f"{value:,.0f}"
     if kind in ("moment", "minute"):
         return str(value)[: 19 if kind == "moment" else 16].replace("T", " ")
     return harmless(plain(value) if not isinstance(value, str) else value)

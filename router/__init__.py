@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ledger.plain import to_json
+from ledger.settings import CircuitSetting
 from router.errors import (
     BudgetError,
     BudgetExceeded,
@@ -43,6 +44,7 @@ __all__ = [
     "BudgetError",
     "BudgetExceeded",
     "BughiveError",
+    "CircuitSetting",
     "ClientResponse",
     "CostTracker",
     "InvalidRequest",

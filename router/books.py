@@ -22,6 +22,7 @@ from ledger.events import (
     AttemptStarted,
     AttemptSucceeded,
     CeilingBroken,
+    ErrorType,
     FallbackEngaged,
     RequestCompleted,
     RequestDenied,
@@ -270,10 +271,15 @@ def ceiling_broken(attempt: Attempt, cost: Cost) -> list[BaseModel]:
 
 
 def fell_back(
-    request: Request, from_route: Route, to_route: Route, failure: ProviderError
+    request: Request, from_route: Route, to_route: Route, reason: ErrorType | Literal["circuit_open"]
 ) -> FallbackEngaged:
     return FallbackEngaged(
-        **request.facts(), from_tier=from_route.tier, to_tier=to_route.tier, reason=failure.error_type
+        **request.facts(),
+        from_tier=from_route.tier,
+        to_tier=to_route.tier,
+        provider=from_route.provider,
+        model=from_route.model,
+        reason=reason,
     )
 
 
@@ -302,6 +308,28 @@ def request_failed(
         error_type=failure.error_type,
         error_message=plain_text(str(failure)),
         reason=reason,
+    )
+
+
+def not_asked(
+    request: Request,
+    route: Route,
+    attempts_made: int,
+    started_at: datetime,
+    latency_ms: float,
+    error_type: ErrorType,
+    why: str,
+) -> RequestFailed:
+    """The end of a request whose last tier is left alone. `error_type`: of the failure that is the cause."""
+    return RequestFailed(
+        **request.facts(),
+        started_at=started_at,
+        latency_ms=latency_ms,
+        attempt_number=attempts_made,
+        tier=route.tier,
+        error_type=error_type,
+        error_message=plain_text(why),
+        reason="circuit_open",
     )
 
 

@@ -4,6 +4,7 @@
                                   └───▶ append(failed(wait)) ─ wait ─ append(started) ─▶ HTTP …
                                   └───▶ append(failed, fell_back) ─── append(started) ─▶ HTTP …
                                   └───▶ append(failed, request_failed)              RouteExhausted
+    its model is left alone ─── fell_back, with the next append; or append(request_failed): RouteExhausted
 
 What is to be done is policy's decision, what is written down books's; this does it.
 """
@@ -22,7 +23,7 @@ from tenacity.wait import wait_base
 from ledger.billing import billing_by
 from ledger.budgets import Hold, Limit
 from ledger.errors import BudgetError, LedgerError, SettingsError
-from ledger.events import RequestReceived
+from ledger.events import ErrorType, RequestReceived
 from ledger.money import total
 from router import books
 from router.books import Attempt, Cost, Request, Timing
@@ -34,6 +35,7 @@ from router.errors import (
     RouteExhausted,
     UnrecordedAnswer,
 )
+from router.gate import Gate
 from router.policy import FallBack, GiveUp, Retry, next_step
 from router.prepare import Prepared, Target, prepare
 from router.providers.wire import Answer, usage_report
@@ -41,8 +43,10 @@ from router.streams import CallerLeft, Items, Restarted, StreamItem
 from router.types import RouteResponse
 
 if TYPE_CHECKING:
+    from ledger.circuits import Circuit
     from ledger.ledger import Ledger
     from ledger.request_log import RequestLog
+    from ledger.settings import CircuitSetting
     from router.providers.streaming import Reading
 
 __all__ = ["Drive", "Pace", "Request", "Target", "new_id"]
@@ -85,12 +89,15 @@ class Drive:
         targets: Sequence[Target],
         pace: Pace,
         on_ledger_error: OnLedgerError = "raise",
+        circuit: CircuitSetting | None = None,
     ) -> None:
         self._ledger = ledger
         self._request = request
         self._targets = list(targets)
         self._pace = pace
         self._must_record = on_ledger_error == "raise"
+        self._gate = Gate(ledger, request.request_id, circuit)
+        self._moves: list[BaseModel] = []  # past tiers left alone, for the next append
         self._began = pace.clock()
         self._prepared: dict[str, Prepared] = {}  # by tier
         self._log: RequestLog | None = None
@@ -134,6 +141,10 @@ class Drive:
     def _answer_of(self, target: Target) -> Items[tuple[Answer, RouteResponse]]:
         on_tier = 0
         while True:
+            if circuit := self._gate.shut(target, self._opened_log()):
+                target = self._pass_by(target, circuit)
+                on_tier = 0
+                continue
             attempt = self._start(target)
             on_tier += 1
             try:
@@ -149,15 +160,52 @@ class Drive:
                     case GiveUp(reason=reason):
                         raise self._give_up(attempt, failure, reason) from failure
             else:
-                return answer, self._finish(attempt, answer)
+                response = self._finish(attempt, answer)
+                self._gate.answered(self._started_at)
+                return answer, response
+
+    def _pass_by(self, target: Target, circuit: Circuit) -> Target:
+        """The tier to ask instead of one that is left alone. Raises RouteExhausted where there is none."""
+        if not self._has_usable_fallback():
+            last = self._failures[-1].error if self._failures else None
+            raise self._give_up_unasked(target, circuit) from last
+        onward = self._targets.pop(0)
+        self._moves.append(books.fell_back(self._request, target.route, onward.route, "circuit_open"))
+        _log.info("falling back from %s to %s: its circuit is open", target.route.tier, onward.route.tier)
+        return onward
+
+    def _give_up_unasked(self, target: Target, circuit: Circuit) -> RouteExhausted:
+        route, log = target.route, self._opened_log()
+        why = f"{route.model} ({route.tier}) is {self._gate.why_shut(circuit)}"
+        error_type: ErrorType = circuit.error_type or "server_error"  # type: ignore[assignment]
+        end = books.not_asked(
+            self._request,
+            route,
+            self._attempt.number if self._attempt else 0,
+            log.started_at if log.begun else self._ledger.now(),
+            self._elapsed_ms(self._began),
+            error_type,
+            why,
+        )
+        self._log = None
+        log.append(*self._take_moves(), end)
+        return RouteExhausted(
+            f"{self._request.task} got no answer: {why}",
+            request_id=self._request.request_id,
+            attempts=tuple(self._failures),
+            reason="circuit_open",
+        )
+
+    def _take_moves(self) -> list[BaseModel]:
+        moves, self._moves = self._moves, []
+        return moves
 
     # an attempt
 
     def _start(self, target: Target) -> Attempt:
         """Put an attempt on the books; when this returns it may be sent."""
         prepared = self._prepared_for(target)
-        if self._log is None:
-            self._log = self._ledger.open_request(self._received)
+        self._opened_log()
         attempt = Attempt(
             self._request,
             new_id(),
@@ -173,8 +221,8 @@ class Drive:
             self._reserve(attempt, prepared.ceiling, self._request.budget_usd)
         started = books.started(attempt)
         self._attempt, self._in_flight, self._body = attempt, True, prepared.body
-        log, self._log = self._log, None  # where this cannot be recorded, the ledger ends the request
-        self._started_at = log.append(started)
+        log, self._log = self._open_log(), None  # where this cannot be recorded, the ledger ends the request
+        self._started_at = log.append(*self._take_moves(), started)
         self._log = log
         return attempt
 
@@ -219,6 +267,7 @@ class Drive:
             max_retries=target.max_retries,
             left_s=self._left_s(),
             has_fallback=self._has_usable_fallback(),
+            left_alone=self._gate.failed(failure, self._started_at),
             backoff=self._pace.backoff,
         )
 
@@ -283,7 +332,7 @@ class Drive:
             self._cost or Decimal(0),
         )
         log, self._log = self._open_log(), None
-        log.append(event)
+        log.append(*self._take_moves(), event)
 
     # how it ended
 
@@ -374,7 +423,7 @@ class Drive:
     def _fall_back(self, attempt: Attempt, failure: ProviderError) -> Target:
         target = self._targets.pop(0)
         self._record_failure(
-            attempt, failure, books.fell_back(self._request, attempt.route, target.route, failure)
+            attempt, failure, books.fell_back(self._request, attempt.route, target.route, failure.error_type)
         )
         _log.info("falling back from %s to %s", attempt.route.tier, target.route.tier)
         return target
@@ -395,6 +444,7 @@ class Drive:
 
     def _leave(self, leaving: BaseException) -> None:
         """Record that the caller left, where the request has not ended: the attempt stays in doubt."""
+        self._gate.leave()
         log, attempt = self._log, self._attempt
         if log is None or log.ended:
             return None
@@ -412,6 +462,11 @@ class Drive:
             log.append(*events)
         except LedgerError as error:
             _log.error("the end of request %s is not recorded: %s", self._request.request_id, error)
+
+    def _opened_log(self) -> RequestLog:
+        if self._log is None:
+            self._log = self._ledger.open_request(self._received)
+        return self._log
 
     def _open_log(self) -> RequestLog:
         assert self._log is not None, "an attempt is begun before it ends"

@@ -32,33 +32,39 @@ BACKOFF: wait_base = wait_exponential_jitter(multiplier=2, max=30, jitter=1)
 
 
 class Rule(NamedTuple):
-    """Whether the same tier is asked again, and whether another one may be asked instead."""
+    """Whether the same tier is asked again, and whether another one may be asked instead.
+
+    `route`: what the failure says of the model, for its circuit. down: it does not serve, and enough of
+    these in a row open the circuit. up: it serves, and the request was at fault. unclear: neither; a
+    provider that limits us is there, and says itself when to come back.
+    """
 
     same_tier: bool
     next_tier: bool
+    route: Literal["up", "down", "unclear"]
 
 
 FAILURES: Mapping[ErrorType, Rule] = {
-    "rate_limited": Rule(same_tier=True, next_tier=True),
-    "overloaded": Rule(same_tier=True, next_tier=True),
-    "server_error": Rule(same_tier=True, next_tier=True),
-    "connection_failed": Rule(same_tier=True, next_tier=True),
-    "malformed_response": Rule(same_tier=True, next_tier=True),
+    "rate_limited": Rule(same_tier=True, next_tier=True, route="unclear"),
+    "overloaded": Rule(same_tier=True, next_tier=True, route="down"),
+    "server_error": Rule(same_tier=True, next_tier=True, route="down"),
+    "connection_failed": Rule(same_tier=True, next_tier=True, route="down"),
+    "malformed_response": Rule(same_tier=True, next_tier=True, route="down"),
     # It may have been billed, and a silent route is not asked twice.
-    "timeout": Rule(same_tier=False, next_tier=True),
-    "stream_interrupted": Rule(same_tier=False, next_tier=True),
+    "timeout": Rule(same_tier=False, next_tier=True, route="down"),
+    "stream_interrupted": Rule(same_tier=False, next_tier=True, route="down"),
     # This route's fault.
-    "spend_limit_reached": Rule(same_tier=False, next_tier=True),
-    "insufficient_credits": Rule(same_tier=False, next_tier=True),
-    "context_length_exceeded": Rule(same_tier=False, next_tier=True),
-    "authentication_failed": Rule(same_tier=False, next_tier=True),
-    "permission_denied": Rule(same_tier=False, next_tier=True),
-    "not_found": Rule(same_tier=False, next_tier=True),
+    "spend_limit_reached": Rule(same_tier=False, next_tier=True, route="unclear"),
+    "insufficient_credits": Rule(same_tier=False, next_tier=True, route="unclear"),
+    "context_length_exceeded": Rule(same_tier=False, next_tier=True, route="up"),
+    "authentication_failed": Rule(same_tier=False, next_tier=True, route="unclear"),
+    "permission_denied": Rule(same_tier=False, next_tier=True, route="unclear"),
+    "not_found": Rule(same_tier=False, next_tier=True, route="unclear"),
     # The caller's.
-    "content_filtered": Rule(same_tier=False, next_tier=False),
-    "invalid_request": Rule(same_tier=False, next_tier=False),
-    "request_too_large": Rule(same_tier=False, next_tier=False),
-    "cancelled": Rule(same_tier=False, next_tier=False),
+    "content_filtered": Rule(same_tier=False, next_tier=False, route="up"),
+    "invalid_request": Rule(same_tier=False, next_tier=False, route="up"),
+    "request_too_large": Rule(same_tier=False, next_tier=False, route="up"),
+    "cancelled": Rule(same_tier=False, next_tier=False, route="unclear"),
 }
 
 
@@ -74,9 +80,9 @@ class FallBack(NamedTuple):
 
 class GiveUp(NamedTuple):
     """Nothing more is tried. given_up: trying on would not help; exhausted: nothing is left to
-    try; deadline: there is no time left to try it."""
+    try; deadline: there is no time left to try it; circuit_open: its model is left alone for a while."""
 
-    reason: Literal["given_up", "exhausted", "deadline"]
+    reason: Literal["given_up", "exhausted", "deadline", "circuit_open"]
 
 
 Step = Retry | FallBack | GiveUp
@@ -89,22 +95,27 @@ def next_step(
     max_retries: int,
     left_s: float,
     has_fallback: bool,
+    left_alone: bool = False,
     backoff: wait_base = BACKOFF,
 ) -> Step:
     """What to do after a failure.
 
     `attempts_on_tier` counts those made on this tier, the failed one included; `left_s` is what
-    remains of the deadline. A wait that does not fit into it is not begun.
+    remains of the deadline. A wait that does not fit into it is not begun. `left_alone`: the model's circuit
+    is open, so that no retry is made.
     """
     wait_s = wait_before_retry(failure, attempts_on_tier, backoff)
-    may_retry = failure.retryable and attempts_on_tier <= max_retries
+    has_retries = failure.retryable and attempts_on_tier <= max_retries
+    may_retry = has_retries and not left_alone
     if may_retry and wait_s < left_s:
         return Retry(wait_s)
     if not FAILURES[failure.error_type].next_tier:
         return GiveUp("given_up")
     if left_s <= 0 or (may_retry and not has_fallback):
         return GiveUp("deadline")
-    return FallBack() if has_fallback else GiveUp("exhausted")
+    if has_fallback:
+        return FallBack()
+    return GiveUp("circuit_open" if has_retries and left_alone else "exhausted")
 
 
 def wait_before_retry(failure: ProviderError, attempts_made: int, backoff: wait_base = BACKOFF) -> float:

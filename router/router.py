@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 from tenacity.wait import wait_base
 
 from ledger.errors import nearest
-from ledger.settings import Settings, TierSetting
+from ledger.settings import CircuitSetting, Settings, TierSetting
 from router.catalog import Catalog, route_for
 from router.errors import InvalidRequest, UnknownTask
 from router.messages import System
@@ -86,6 +86,9 @@ class LLMRouter:
     line. Either way its events wait in this process and are written as soon as that is possible. A
     request that cannot be recorded before it is sent is refused, whatever is set here.
 
+    `circuit`: when a model that fails again and again is left alone for a while; without it as
+    bughive.toml has it, False: never.
+
     Raises InvalidRequest for a setting that cannot be meant.
     """
 
@@ -98,6 +101,7 @@ class LLMRouter:
         catalog: Catalog | None = None,
         max_retries: int | None = None,
         on_ledger_error: OnLedgerError = "raise",
+        circuit: CircuitSetting | Literal[False] | None = None,
         backoff: wait_base = BACKOFF,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -115,6 +119,7 @@ class LLMRouter:
         if on_ledger_error not in ("raise", "warn"):
             raise InvalidRequest(f"on_ledger_error must be raise or warn, not {on_ledger_error!r}")
         self._on_ledger_error: OnLedgerError = on_ledger_error
+        self._circuit = _circuit(circuit)
         self._backoff = backoff
         self._sleep = sleep
         self._clock = clock
@@ -235,7 +240,8 @@ class LLMRouter:
             drive.new_id(), terms.session_id, asked.task, terms.tags, tier, _budget(terms.budget_usd)
         )
         pace = drive.Pace(seconds("deadline_s", terms.deadline_s), self._backoff, self._sleep, self._clock)
-        return drive.Drive(self.tracker.ledger, request, targets, pace, self._on_ledger_error)
+        circuit = self._circuit or self._setting().circuit
+        return drive.Drive(self.tracker.ledger, request, targets, pace, self._on_ledger_error, circuit)
 
     def _target(self, tier: str, asked: _Asked, terms: _Terms) -> Target:
         """A tier as this call asks it: as the call says, else as the tier is set, else by default."""
@@ -349,6 +355,19 @@ def tier_of(task: str) -> str:
     if tier is None:
         raise UnknownTask(str(task), list(TASK_MODEL_MAP))
     return str(tier)
+
+
+def _circuit(given: CircuitSetting | Literal[False] | None) -> CircuitSetting | None:
+    """The setting given, checked; None: as bughive.toml has it. Raises InvalidRequest for what is none."""
+    if given is None or given is False:
+        return None if given is None else CircuitSetting(enabled=False)
+    if not isinstance(given, CircuitSetting):
+        raise InvalidRequest(f"circuit must be a CircuitSetting, or False for none, not {given!r}")
+    return CircuitSetting(
+        whole_number("circuit.failures", given.failures, at_least=1),
+        seconds("circuit.probe_after_s", given.probe_after_s),
+        bool(given.enabled),
+    )
 
 
 def _budget(given: Decimal | int | str | float | None) -> Decimal | None:

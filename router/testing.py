@@ -60,7 +60,7 @@ from ledger.ledger import Ledger, utc_now
 from ledger.lines import read_story
 from ledger.prices import PriceBook
 from ledger.request_log import RequestLog
-from ledger.settings import Settings
+from ledger.settings import CircuitSetting, Settings
 from ledger.tracker import CostTracker
 from router.catalog import Catalog, model_id
 from router.providers.client import AnthropicClient, OpenRouterClient
@@ -198,7 +198,8 @@ class FakeProvider:
     adds more, also for one task or model. A call without a scripted reply gets a plausible answer,
     the same in every run under one `seed`; with `strict` it raises NotAsScripted, as does the end
     where replies are left over, or the code under test swallowed the first. A reply may also be a
-    function from a `Call` to a reply. `catalog`, `max_retries`: as in LLMRouter. Thread-safe.
+    function from a `Call` to a reply. `catalog`, `max_retries`, `circuit`: as in LLMRouter, but without a
+    circuit a model that fails is never left alone. Thread-safe.
 
     Raises SettingsError for a bughive.toml that cannot be meant.
     """
@@ -210,6 +211,7 @@ class FakeProvider:
         seed: int = 0,
         catalog: Catalog | None = None,
         max_retries: int | None = None,
+        circuit: CircuitSetting | None = None,
     ) -> None:
         self._strict = strict
         self._seed = seed
@@ -246,6 +248,7 @@ class FakeProvider:
             self.tracker,
             catalog=catalog,
             max_retries=max_retries,
+            circuit=circuit or False,
             sleep=self._time.sleep,
             clock=self._time.clock,
         )

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from played import ROUTES, History
 
-from ledger.events import BudgetSet, CeilingBroken
+from ledger.events import BudgetSet, CeilingBroken, CircuitClosed, CircuitOpened
 from ledger.reader import VIEWS, connect, tier_rank, view_columns, view_sql
 from ledger.schema import COLUMNS, TIER_ORDER
 
@@ -232,6 +232,27 @@ def test_model_performance_counts_answers_and_their_latency(history: History) ->
             timed_out_attempts, latency_ms_p50, in_doubt_attempts, in_flight_attempts, cost_usd
         from model_performance
     """) == [(5, 2, 2, 0.5, 1, 1, 200.0, 1, 1, Decimal("0.00098"))]
+
+
+def test_model_performance_counts_fallbacks_and_circuits(history: History) -> None:
+    history.play("""
+        session=s-1
+            REASONING   503
+            FAST        ok
+    """)
+    circuit = dict(zip(("provider", "model"), ROUTES["REASONING"], strict=True))
+    circuit |= {"tier": "REASONING", "reason": "r"}
+    first_at, second_at = history.now, history.now + timedelta(minutes=5)
+    history.record(CircuitOpened(**circuit, started_at=first_at, error_type="timeout"))
+    history.now = first_at + timedelta(seconds=90)
+    history.record(CircuitClosed(**circuit, started_at=first_at))
+    history.record(CircuitOpened(**circuit, started_at=second_at, error_type="timeout"))
+
+    figures = "fallbacks, circuit_openings, circuit_open_s, circuit_opened_at"
+    assert history.rows(f"select model, {figures} from model_performance order by attempts, model") == [
+        (ROUTES["REASONING"][1], 1, 2, 90.0, second_at),
+        (ROUTES["FAST"][1], 0, 0, None, None),
+    ]
 
 
 def test_a_broken_ceiling_shows_on_its_attempt(history: History) -> None:

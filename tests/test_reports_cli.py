@@ -384,7 +384,7 @@ def test_seal_says_what_it_moved(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    for command in ("report", "sessions", "sql", "seal", "demo"):
+    for command in ("report", "sessions", "performance", "sql", "seal", "demo"):
         assert f"\n  {command} " in shown
 
 

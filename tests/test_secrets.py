@@ -33,6 +33,7 @@ from ledger.settings import Settings
 from router import (
     AnthropicClient,
     BughiveError,
+    CircuitSetting,
     LLMRouter,
     MissingKey,
     OpenRouterClient,
@@ -165,7 +166,12 @@ def test_a_key_shows_nowhere_whatever_the_provider_does_with_it(
     ]
     folder, shown = tmp_path / "ledger", []
     with place(key, sim.openrouter_url, monkeypatch) as client, Ledger.open(folder) as ledger:
-        router = LLMRouter(openrouter_client=client, cost_tracker=CostTracker(ledger), max_retries=0)
+        router = LLMRouter(
+            openrouter_client=client,
+            cost_tracker=CostTracker(ledger),
+            max_retries=0,
+            circuit=CircuitSetting(failures=1_000),  # counted, with their words, and never open
+        )
         for number, reply in enumerate(echoes):
             for model in (CHAT, QWEN):
                 sim.script(model, reply)

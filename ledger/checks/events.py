@@ -50,6 +50,7 @@ _COMPARED = {  # state.db's own figures, as the fold has them: amounts in pico, 
         "select attempt_id, journal_id, ceiling_pico, state from state_holds where state <> 'reserved'"
     ),
     "settled": "select * from state_settled",
+    "circuits": "select * from state_circuits",
 }
 _LIKENESS = {
     "positions": "journal {0} is applied up to {1}, closed {2}",
@@ -57,6 +58,7 @@ _LIKENESS = {
     "request_spent": "request {0}: {1} pico-dollars spent",
     "holds": "attempt {0}: {2} pico-dollars held, {3}",
     "settled": "attempt {0} is settled",
+    "circuits": "the circuit of {1}, opened at {2} µs, closed {3}",
     "session_batches": "session {0} is in batch {1}",
 }
 

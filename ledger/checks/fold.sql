@@ -1,6 +1,6 @@
 -- fold: what state.db should say, after the events up to its own positions; ledger.state.fold in SQL.
 -- Makes expected_positions, expected_balances, expected_request_spent, expected_holds, expected_settled and
--- expected_session_batches. Reads: events, sealed_rows, and state.db's tables as state_….
+-- expected_circuits. Reads: events, sealed_rows, and state.db's tables as state_….
 -- wide enough for every product: an event's amount is a decimal(18, 12)
 create temp macro pico(usd) as (usd::decimal(24, 12) * 1000000000000::decimal(13, 0))::hugeint;
 
@@ -115,3 +115,13 @@ with last_told as (
 select attempt_id, told.journal_id as journal_id, told.ceiling_pico as ceiling_pico, told.state as state
 from last_told
 where told.state = 'in_flight' or (told.state = 'in_doubt' and attempt_id not in (from expected_settled));
+
+create temp table expected_circuits as
+select
+    provider,
+    model,
+    epoch_us(started_at) as opened_us,
+    max(event_type = 'circuit_closed')::bigint as closed
+from applied
+where event_type in ('circuit_opened', 'circuit_closed') and started_at is not null
+group by all;

@@ -34,6 +34,10 @@ _TABLES: Mapping[str, tuple[str, str]] = {  # how each is read, and as what
         "varchar, varchar, bigint, varchar",
     ),
     "settled": ("select attempt_id from settled", "varchar"),
+    "circuits": (
+        "select provider, model, opened_us, closed from circuits",
+        "varchar, varchar, bigint, bigint",
+    ),
     "session_batches": ("select session_id, batch from session_batches", "varchar, bigint"),
     "meta": ("select key, value from meta", "varchar, varchar"),
 }

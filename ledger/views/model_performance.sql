@@ -1,5 +1,5 @@
 -- model_performance: how each model did, and at what cost.
--- Grain: (provider, model).  Reads: attempts.
+-- Grain: (provider, model).  Reads: events, attempts.
 -- provider: anthropic or openrouter
 -- model: as it was asked for
 -- attempts: HTTP calls to it
@@ -8,6 +8,10 @@
 -- success_ratio: 0..1, of attempts with an outcome; NULL: none has one
 -- rate_limited_attempts: those refused for too many calls or too much load (HTTP 429, 529)
 -- timed_out_attempts: those without an answer in time
+-- fallbacks: requests' moves away from it to another tier
+-- circuit_openings: times it was left alone for a while, after failures in a row
+-- circuit_open_s: seconds it was left alone in all; the opening that lasts is not in it; NULL: none is over
+-- circuit_opened_at: since when it is left alone now; NULL: it is not
 -- latency_ms_p50: milliseconds, median; answered attempts only; NULL: none was answered
 -- latency_ms_p95: milliseconds, 95th percentile; answered attempts only
 -- first_token_ms_p50: milliseconds, median; streamed and answered attempts only
@@ -48,5 +52,62 @@ with summed as (
         count(*) filter (where outcome = 'in_flight') as in_flight_attempts
     from attempts
     group by provider, model
+),
+moved as (
+    -- an older move names no model: it is that of the attempt it followed
+    select
+        coalesce(events.provider, any_value(attempts.provider)) as provider,
+        coalesce(events.model, any_value(attempts.model)) as model
+    from events
+        left join attempts
+            on attempts.request_id = events.request_id and attempts.tier = events.from_tier
+    where events.event_type = 'fallback_engaged'
+    group by events.journal_id, events.seq, events.provider, events.model
+),
+moves as (
+    select provider, model, count(*) as fallbacks from moved group by provider, model
+),
+openings as (
+    select
+        provider,
+        model,
+        started_at,
+        count(*) filter (where event_type = 'circuit_opened') as circuit_openings,
+        min(occurred_at) filter (where event_type = 'circuit_closed') as closed_at
+    from events
+    where event_type in ('circuit_opened', 'circuit_closed')
+    group by provider, model, started_at
+),
+circuits as (
+    select
+        provider,
+        model,
+        sum(circuit_openings)::bigint as circuit_openings,
+        sum(epoch(closed_at) - epoch(started_at)) as circuit_open_s,
+        max(started_at) filter (where closed_at is null) as circuit_opened_at
+    from openings
+    group by provider, model
+),
+joined as (
+    select
+        summed.provider,
+        summed.model,
+        summed.attempts,
+        summed.succeeded_attempts,
+        summed.failed_attempts,
+        summed.success_ratio,
+        summed.rate_limited_attempts,
+        summed.timed_out_attempts,
+        coalesce(moves.fallbacks, 0) as fallbacks,
+        coalesce(circuits.circuit_openings, 0) as circuit_openings,
+        circuits.circuit_open_s,
+        circuits.circuit_opened_at,
+        summed.* exclude (
+            provider, model, attempts, succeeded_attempts, failed_attempts, success_ratio,
+            rate_limited_attempts, timed_out_attempts
+        )
+    from summed
+        left join moves using (provider, model)
+        left join circuits using (provider, model)
 )
-select * from summed
+select * from joined
