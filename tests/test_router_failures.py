@@ -256,7 +256,8 @@ def test_with_a_fallback_the_row_decides_whether_it_is_asked(sim: Simulator, nam
 @pytest.mark.parametrize(
     "reply",
     [
-        *(silent(), Reply(drip=(1, 0.01)), Reply(delay_s=60), endless("body"), server_error(), reset()),
+        *(silent(), Reply(drip=(1, 0.01)), Reply(delay_s=60), server_error(), reset(), cut(after=40)),
+        *(endless("body"), endless("head"), truncated_gzip()),
         *(rate_limited(retry_after=0.1), rate_limited(retry_after=3600), unreadable()),
     ],
     ids=lambda reply: f"{reply.status} {reply.fault} {reply.headers}",
@@ -400,6 +401,18 @@ def test_an_error_status_is_told_apart_whatever_its_body(sim: Simulator, body: s
                     assert words in str(failed.value)
 
 
+@pytest.mark.parametrize(
+    "content_type", ["text/html", "application/octet-stream", "application/json; a=b", ""]
+)
+def test_an_answer_is_one_whatever_it_says_it_is(sim: Simulator, content_type: str) -> None:
+    for model in (OPUS, CHAT):
+        sim.script(model, Reply(text="so it is", headers={"content-type": content_type}))
+    with routing(sim.anthropic_url, sim.openrouter_url) as route:
+        answers = [route(model).answer["content"] for model in (OPUS, CHAT)]
+
+    assert answers == ["so it is"] * 2
+
+
 def _recorded_failures() -> list[str]:
     index = _TRAFFIC / "index.json"
     if not index.is_file():
@@ -506,6 +519,20 @@ def test_a_certificate_that_is_not_trusted_or_of_another_host_lets_nothing_throu
             assert went.billing == ["unbilled", "unbilled"]
         assert trusted.answer["content"]
         assert len(sim.log) == 1
+
+
+def test_behind_a_certificate_that_does_not_match_the_fallback_is_asked(
+    sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = certified(tmp_path, "elsewhere.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(identity.trusted))
+    with Simulator(tls=identity.server) as impostor:
+        with routing(impostor.anthropic_url, sim.openrouter_url) as route:
+            went = route(OPUS, fallback=True)
+
+        assert went.answer["fallback_used"]
+        assert went.billing == ["unbilled", "unbilled", "billed"]
+        assert impostor.log == []
 
 
 def test_certificates_that_cannot_be_loaded_are_told_before_anything_is_recorded(

@@ -45,6 +45,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 CANARY = "sk-or-v1-CaNaRy0123456789abcdef"
 ODD = "gateway.CaNaRy/0123+4567="  # a key that looks like nobody's
 CHAT, QWEN = "deepseek/deepseek-chat", "qwen/qwen-2.5-32b-instruct"
+OPUS = "claude-opus-4-5-20251101"
 ASK = [{"role": "user", "content": "Analyze this page."}]
 
 
@@ -178,6 +179,75 @@ def test_a_key_shows_nowhere_whatever_the_provider_does_with_it(
     assert_hidden("".join(shown) + printed_by_the_report(folder) + files_of(folder))
     assert_hidden(logged.getvalue())
     assert {served.fault for served in sim.log} >= {"reset", "silence", "cut", "server_error"}
+
+
+def test_anthropics_key_shows_nowhere_either(sim: Simulator, logged: io.StringIO, tmp_path: Path) -> None:
+    key = "sk-ant-api03-" + CANARY
+    block, usage = {"type": "text", "text": "so it is"}, {"input_tokens": 9, "output_tokens": 9, "note": key}
+    answer = {"id": key, "model": f"of {key}", "stop_reason": key, "content": [block], "usage": usage}
+    echoes = [
+        Reply(status=401, body={"error": {"message": f"no such key: {key}", "details": {"error_code": key}}}),
+        Reply(status=403, headers={"request-id": key}, body={"request_id": key}),
+        Reply(status=522, body={"title": key, "detail": f"x-api-key: {key}"}),
+        Reply(body={"type": "error", "error": {"type": key, "message": key}, "request_id": key}),
+        *(Reply(body={**answer, "usage": {"output_tokens": key}}), Reply(body=answer), silent()),
+    ]
+    folder, shown = tmp_path / "ledger", []
+    with Ledger.open(folder, "process-crash") as ledger:
+        tracker = CostTracker(ledger)
+        made = {"base_url": sim.anthropic_url, "timeout": 0.3, "max_retries": 0, "tracker": tracker}
+        with AnthropicClient(key, **made) as client:  # type: ignore[arg-type]
+            router = LLMRouter(client, cost_tracker=tracker, max_retries=0)
+            sim.script(OPUS, *[echo for echo in echoes for _ in range(2)])
+            for _ in echoes:
+                for ask in (
+                    lambda: client.create_message(OPUS, ASK, session_id="s-1"),
+                    lambda: router.route("quality_gate", ASK, session_id="s-1", budget_usd=5),
+                ):
+                    try:
+                        ask()
+                    except BughiveError as failed:
+                        shown.append(everything_shown_of(failed, as_rich=False))
+        shown += [repr(client), repr(vars(client)), repr(vars(tracker))]
+    assert (folder / "state.db").is_file()
+    assert len(sim.log) == 2 * len(echoes)
+    assert_hidden("".join(shown) + files_of(folder) + logged.getvalue())
+
+
+@pytest.mark.parametrize("is_through", [False, True], ids=["our connections", "a transport of one's own"])
+@pytest.mark.parametrize("key", [CANARY, ODD], ids=["a key", "an odd key"])
+def test_a_key_that_comes_back_as_no_http_shows_nowhere(
+    logged: io.StringIO, key: str, is_through: bool
+) -> None:
+    ok, shown = "HTTP/1.1 200 OK\r\n", []
+    for echo in (
+        *(f"{key}\r\n\r\n", f"HTTP/1.1 {key}\r\n\r\n", f"{ok}{key}\r\n\r\n", f"{ok}{'x' * 470}{key}\r\n\r\n"),
+        *(
+            f"{ok}content-length: {key}\r\n\r\n",
+            f"{ok}content-encoding: {key}\r\n\r\n.",
+            f"HTTP/1.1 401 {key}\r\n\r\n",
+        ),
+        *(
+            f"{ok}transfer-encoding: chunked\r\n\r\n{key}\r\n",
+            f"{ok}x-note: {key}\r\ncontent-length: 2\r\n\r\n{{}}",
+        ),
+    ):
+
+        def act(connection: socket.socket, leaving: threading.Event, echo: str = echo) -> None:
+            read_request(connection)
+            connection.sendall(echo.encode())
+
+        own = httpx.HTTPTransport() if is_through else None
+        with (
+            OneShotServer(act) as server,
+            OpenRouterClient(key, base_url=server.url, max_retries=0, transport=own) as client,
+            pytest.raises(ProviderError) as failed,
+        ):
+            client.create_completion(CHAT, ASK)
+        shown.append(everything_shown_of(failed.value, as_rich=False))
+
+    assert_hidden("".join(shown))
+    assert_hidden(logged.getvalue())
 
 
 @pytest.mark.parametrize("how", ["waiting", "sending", "through a proxy"])

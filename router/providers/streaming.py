@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import httpx
 
 from ledger.events import ErrorType
-from ledger.secrecy import Secret, frameless
+from ledger.secrecy import Secret
 from router.errors import ProviderError
 from router.providers.client import Assembler, Dialect
 from router.providers.echo import answer_without_key, read_without_key
@@ -111,12 +111,12 @@ class Reading:
     def _read_whole(self, opened: Opened) -> Answer:
         """The answer, or the error, of a provider that does not stream it."""
         ask = self._ask
+        outcome: Answer | ProviderError
         try:
             reply = reply_of(opened, self._patience)
+            outcome = read_without_key(ask.key, ask.provider, ask.dialect, reply)
         except TROUBLE as error:
-            failure = failure_from(error, ask.provider, ask.url.host, self._patience)
-            raise failure from frameless(error)
-        outcome = read_without_key(ask.key, ask.provider, ask.dialect, reply)
+            outcome = failure_from(error, ask.provider, ask.url.host, self._patience)
         if isinstance(outcome, ProviderError):
             raise outcome
         return outcome
@@ -175,7 +175,7 @@ class Reading:
             return items or ()
         self._has_noise = True
         self._is_damaged = self._is_damaged or any(member in data for member in _MEMBERS_OF_CHUNKS)
-        _log.debug("an event of %s is no JSON object: %.80r", self._ask.provider, data)
+        _log.debug("an event of %s, of %d bytes, is no JSON object", self._ask.provider, len(data))
         return ()
 
     # its end
@@ -185,7 +185,7 @@ class Reading:
         ask, state = self._ask, self._assembler
         failure = self._failure(head)
         if failure is not None:
-            raise failure from self._trouble and frameless(self._trouble)
+            raise failure
         return answer_without_key(ask.key, state.answer(head))
 
     def _failure(self, head: Reply) -> ProviderError | None:
