@@ -182,8 +182,10 @@ def test_a_key_shows_nowhere_whatever_the_provider_does_with_it(
     assert {served.fault for served in sim.log} >= {"reset", "silence", "cut", "server_error"}
 
 
-def test_anthropics_key_shows_nowhere_either(sim: Simulator, logged: io.StringIO, tmp_path: Path) -> None:
-    key = "sk-ant-api03-" + CANARY
+@pytest.mark.parametrize("key", ["sk-ant-api03-" + CANARY, ODD], ids=["a key", "an odd key"])
+def test_anthropics_key_shows_nowhere_either(
+    sim: Simulator, logged: io.StringIO, tmp_path: Path, key: str
+) -> None:
     block, usage = {"type": "text", "text": "so it is"}, {"input_tokens": 9, "output_tokens": 9, "note": key}
     answer = {"id": key, "model": f"of {key}", "stop_reason": key, "content": [block], "usage": usage}
     echoes = [
@@ -215,40 +217,40 @@ def test_anthropics_key_shows_nowhere_either(sim: Simulator, logged: io.StringIO
     assert_hidden("".join(shown) + files_of(folder) + logged.getvalue())
 
 
-@pytest.mark.parametrize("is_through", [False, True], ids=["our connections", "a transport of one's own"])
+OK = "HTTP/1.1 200 OK\r\n"
+NO_HTTP = [  # where KEY stands in what comes back
+    *("KEY\r\n\r\n", "HTTP/1.1 KEY\r\n\r\n", "HTTP/1.1 401 KEY\r\n\r\n"),
+    *(f"{OK}KEY\r\n\r\n", f"{OK}{'x' * 470}KEY\r\n\r\n", f"{OK}content-length: KEY\r\n\r\n"),
+    f"{OK}content-encoding: KEY\r\n\r\n.",
+    f"{OK}transfer-encoding: chunked\r\n\r\nKEY\r\n",
+    f"{OK}x-note: KEY\r\ncontent-length: 2\r\n\r\n{{}}",
+]
+
+
+@pytest.mark.parametrize("how", ["our connections", "a transport of one's own", "a proxy"])
 @pytest.mark.parametrize("key", [CANARY, ODD], ids=["a key", "an odd key"])
 def test_a_key_that_comes_back_as_no_http_shows_nowhere(
-    logged: io.StringIO, key: str, is_through: bool
+    logged: io.StringIO, monkeypatch: pytest.MonkeyPatch, key: str, how: str
 ) -> None:
-    ok, shown = "HTTP/1.1 200 OK\r\n", []
-    for echo in (
-        *(f"{key}\r\n\r\n", f"HTTP/1.1 {key}\r\n\r\n", f"{ok}{key}\r\n\r\n", f"{ok}{'x' * 470}{key}\r\n\r\n"),
-        *(
-            f"{ok}content-length: {key}\r\n\r\n",
-            f"{ok}content-encoding: {key}\r\n\r\n.",
-            f"HTTP/1.1 401 {key}\r\n\r\n",
-        ),
-        *(
-            f"{ok}transfer-encoding: chunked\r\n\r\n{key}\r\n",
-            f"{ok}x-note: {key}\r\ncontent-length: 2\r\n\r\n{{}}",
-        ),
-    ):
+    def act(connection: socket.socket, leaving: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(echoes.pop().replace("KEY", key).encode())
 
-        def act(connection: socket.socket, leaving: threading.Event, echo: str = echo) -> None:
-            read_request(connection)
-            connection.sendall(echo.encode())
-
-        own = httpx.HTTPTransport() if is_through else None
-        with (
-            OneShotServer(act) as server,
-            OpenRouterClient(key, base_url=server.url, max_retries=0, transport=own) as client,
-            pytest.raises(ProviderError) as failed,
-        ):
-            client.create_completion(CHAT, ASK)
+    echoes, shown = [*NO_HTTP], []
+    while echoes:
+        with OneShotServer(act) as server, httpx.HTTPTransport() as own:
+            if how == "a proxy":
+                monkeypatch.setenv("HTTP_PROXY", server.url)
+            address = "http://far.example" if how == "a proxy" else server.url
+            transport = own if how == "a transport of one's own" else None
+            client = OpenRouterClient(key, base_url=address, max_retries=0, transport=transport)
+            with client, pytest.raises(ProviderError) as failed:
+                client.create_completion(CHAT, ASK)
         shown.append(everything_shown_of(failed.value, as_rich=False))
 
     assert_hidden("".join(shown))
     assert_hidden(logged.getvalue())
+    assert logged.getvalue().count("send_request_headers.complete") == len(NO_HTTP)
 
 
 @pytest.mark.parametrize("how", ["waiting", "sending", "through a proxy"])
