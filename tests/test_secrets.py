@@ -458,6 +458,36 @@ def test_what_looks_like_a_key_is_scrubbed_from_what_a_provider_says(sim: Simula
             assert_hidden(str(failed.value), secret)
 
 
+def test_so_is_anothers_key_wherever_an_answer_that_is_booked_may_hold_it(
+    sim: Simulator, tmp_path: Path
+) -> None:
+    names = {"id": CANARY, "model": f"of {CANARY}", "service_tier": CANARY}
+    message = {"role": "assistant", "content": "so it is"}
+    usages: list[dict[str, object]] = [
+        {"note": CANARY},
+        {"prompt_tokens": CANARY, "input_tokens": CANARY, "cost": CANARY},
+    ]
+    with (
+        Ledger.open(tmp_path / "ledger", "process-crash") as ledger,
+        AnthropicClient("k" * 20, base_url=sim.anthropic_url, tracker=CostTracker(ledger)) as anthropic,
+        OpenRouterClient("k" * 20, base_url=sim.openrouter_url, tracker=CostTracker(ledger)) as openrouter,
+    ):
+        for usage in usages:
+            answer = {**names, "provider": CANARY, "usage": {**usage, "service_tier": CANARY}}
+            choice = {"finish_reason": CANARY, "message": message}
+            sim.script(CHAT, Reply(headers={"x-generation-id": CANARY}, body={**answer, "choices": [choice]}))
+            openrouter.create_completion(CHAT, ASK)
+            content = [{"type": "text", "text": "so it is"}]
+            answer = {**answer, "stop_reason": CANARY, "content": content}
+            sim.script(OPUS, Reply(headers={"request-id": CANARY}, body=answer))
+            anthropic.create_message(OPUS, ASK)
+    shown = files_of(tmp_path / "ledger")
+
+    assert shown.count('"event_type":"attempt_succeeded"') == 4
+    assert shown.count("[key]") >= 4 * 6
+    assert_hidden(shown)
+
+
 @pytest.mark.parametrize(
     "text",
     [
