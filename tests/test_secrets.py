@@ -224,13 +224,16 @@ NO_HTTP = [  # where KEY stands in what comes back
     f"{OK}content-encoding: KEY\r\n\r\n.",
     f"{OK}transfer-encoding: chunked\r\n\r\nKEY\r\n",
     f"{OK}x-note: KEY\r\ncontent-length: 2\r\n\r\n{{}}",
+    f"{OK}content-type: text/event-stream\r\n\r\ndata: KEY\n\n: KEY\n\nevent: KEY\n\n",
+    f"{OK}transfer-encoding: chunked\r\ncontent-type: text/event-stream\r\n\r\n9\r\ndata: {{}}\n\r\nKEY\r\n",
 ]
 
 
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("how", ["our connections", "a transport of one's own", "a proxy"])
 @pytest.mark.parametrize("key", [CANARY, ODD], ids=["a key", "an odd key"])
 def test_a_key_that_comes_back_as_no_http_shows_nowhere(
-    logged: io.StringIO, monkeypatch: pytest.MonkeyPatch, key: str, how: str
+    logged: io.StringIO, monkeypatch: pytest.MonkeyPatch, key: str, how: str, is_streamed: bool
 ) -> None:
     def act(connection: socket.socket, leaving: threading.Event) -> None:
         read_request(connection)
@@ -245,6 +248,8 @@ def test_a_key_that_comes_back_as_no_http_shows_nowhere(
             transport = own if how == "a transport of one's own" else None
             client = OpenRouterClient(key, base_url=address, max_retries=0, transport=transport)
             with client, pytest.raises(ProviderError) as failed:
+                if is_streamed:
+                    list(client.create_completion(CHAT, ASK, stream=True))
                 client.create_completion(CHAT, ASK)
         shown.append(everything_shown_of(failed.value, as_rich=False))
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import httpx
 
 from ledger.events import ErrorType
-from ledger.secrecy import Secret
+from ledger.secrecy import Secret, frameless
 from router.errors import ProviderError
 from router.providers.client import Assembler, Dialect
 from router.providers.echo import answer_without_key, read_without_key
@@ -31,6 +31,7 @@ from router.providers.transport import (
     failure_from,
     reply_of,
     unpacked_pieces,
+    unquoted,
 )
 from router.providers.wire import Answer, Reply, chunk_of
 from router.streams import StreamItem, TextDelta, ToolCallDelta
@@ -86,6 +87,15 @@ class Reading:
         self._is_damaged = False  # a chunk could not be read, and a part of the answer with it
 
     def __iter__(self) -> Iterator[StreamItem]:
+        try:
+            yield from self._items()
+        except ProviderError as raised:
+            failure = frameless(raised)  # the frames of the reading hold what came, which may echo the key
+        else:
+            return
+        raise failure
+
+    def _items(self) -> Iterator[StreamItem]:
         ask = self._ask
         opened = begin(ask.channel, ask.provider, ask.url, ask.headers, ask.body, self._patience)
         try:
@@ -219,9 +229,9 @@ class Reading:
         if isinstance(trouble, TIMEOUTS):
             return "timeout", self._patience.told(host)
         if isinstance(trouble, (TooLong, httpx.DecodingError)):
-            return "malformed_response", f"the answer of {host} cannot be read: {trouble}"
+            return "malformed_response", f"the answer of {host} cannot be read: {unquoted(trouble)}"
         if trouble is not None:
-            return "stream_interrupted", f"the answer of {host} was cut: {trouble}"
+            return "stream_interrupted", f"the answer of {host} was cut: {unquoted(trouble)}"
         if self._has_noise:
             return "stream_interrupted", f"a part of the answer of {host} cannot be read"
         return "stream_interrupted", f"the answer of {host} ended before its finish"

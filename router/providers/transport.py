@@ -156,8 +156,7 @@ def _kind(error: Exception) -> tuple[ErrorType, str]:
 
 
 def _told(error: Exception, error_type: ErrorType, host: str, deadline: Deadline) -> str:
-    """Why, in a line, without the bytes that h11 quotes: a key may be echoed in them."""
-    said = _QUOTED.sub("", str(error))
+    said = unquoted(error)
     match error_type:
         case "timeout":
             return deadline.told(host)
@@ -167,6 +166,11 @@ def _told(error: Exception, error_type: ErrorType, host: str, deadline: Deadline
             return f"the answer of {host} cannot be read: {said}"
         case _:
             return f"no connection to {host}: {said}"
+
+
+def unquoted(error: Exception) -> str:
+    """An error's words without the bytes that h11 quotes: a key may be echoed in them."""
+    return _QUOTED.sub("", str(error))
 
 
 def whole(pieces: Iterable[bytes], status: int, deadline: Deadline) -> bytes:
