@@ -226,6 +226,21 @@ def test_no_usage_within_the_bounds_costs_more_than_the_ceiling(
         assert cost <= ceiling
 
 
+def test_a_ceiling_counts_bytes_messages_tools_every_answer_and_the_overrun() -> None:
+    book = PriceBook.load([own(input=D(2), output=D(10), overrun_tokens=7)])
+    model = book.at("openrouter", "own/model", NOON)
+    assert model is not None
+
+    def ceiling(**counted: Any) -> Decimal:
+        counted = {"message_count": 1, "has_tools": False, "max_tokens": 50, **counted}
+        return ceiling_usd(model, b"x" * 100, **counted)
+
+    assert ceiling() == D("0.00285")  # (100 + 1,024 + 16) tokens at 2 USD per million, 50 + 7 at 10
+    assert ceiling(message_count=4) - ceiling() == D("0.000096")
+    assert ceiling(has_tools=True) - ceiling() == D("0.002048")
+    assert ceiling(answers=3) - ceiling() == D("0.001")
+
+
 def test_a_character_that_normalizes_into_many_counts_as_many() -> None:
     assert prompt_tokens_at_most("ﷺ".encode(), 1, has_tools=False) > len("ﷺ".encode()) + 1_024 + 16
 

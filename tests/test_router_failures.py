@@ -22,7 +22,14 @@ from tenacity.wait import wait_base, wait_none
 from ledger import CostTracker, Ledger
 from ledger.errors import SettingsError
 from ledger.events import ErrorType
-from router import AnthropicClient, LLMRouter, OpenRouterClient, ProviderError, RouteExhausted
+from router import (
+    TASK_MODEL_MAP,
+    AnthropicClient,
+    LLMRouter,
+    OpenRouterClient,
+    ProviderError,
+    RouteExhausted,
+)
 from router.providers import transport
 from router.simulator import (
     Reply,
@@ -192,6 +199,11 @@ TABLE: dict[str, Row] = {
 DEADLINE_S = 0.6
 
 
+def make_impatient(model: str) -> None:
+    """Bound the attempts at this model's tier, and at no other: its fallback has all the time it needs."""
+    Path("bughive.toml").write_text(f"[tiers.{TASK_MODEL_MAP[TASK[model]]}]\ntimeout_s = 0.3\n")
+
+
 @pytest.mark.parametrize("model", [OPUS, CHAT])
 @pytest.mark.parametrize("name", TABLE)
 def test_without_a_fallback_the_row_decides_how_often_the_tier_is_asked(
@@ -199,9 +211,10 @@ def test_without_a_fallback_the_row_decides_how_often_the_tier_is_asked(
 ) -> None:
     row = TABLE[name]
     sim.script(model, row.reply, row.reply)
-    timed = {"timeout_s": 0.2} if row.error_type == "timeout" else {}
+    if row.error_type == "timeout":
+        make_impatient(model)
     with routing(sim.anthropic_url, sim.openrouter_url) as route:
-        went = route(model, **timed)
+        went = route(model)
 
     assert len(went.errors) == len(sim.log) == (2 if row.same_tier else 1)
     for error in went.errors:
@@ -220,9 +233,10 @@ def test_with_a_fallback_the_row_decides_whether_it_is_asked(sim: Simulator, nam
     row = TABLE[name]
     sim.script(model, row.reply, row.reply)
     sim.script(QWEN, Reply(text="from the fallback"))
-    timed = {"timeout_s": 0.2} if row.error_type == "timeout" else {}
+    if row.error_type == "timeout":
+        make_impatient(model)
     with routing(sim.anthropic_url, sim.openrouter_url) as route:
-        went = route(model, fallback=True, **timed)
+        went = route(model, fallback=True)
 
     asked = [served.model for served in sim.log]
     tries = 2 if row.same_tier else 1
@@ -242,7 +256,8 @@ def test_with_a_fallback_the_row_decides_whether_it_is_asked(sim: Simulator, nam
 @pytest.mark.parametrize(
     "reply",
     [
-        *(silent(), Reply(drip=(1, 0.01)), Reply(delay_s=60), endless("body"), server_error(), reset()),
+        *(silent(), Reply(drip=(1, 0.01)), Reply(delay_s=60), server_error(), reset(), cut(after=40)),
+        *(endless("body"), endless("head"), truncated_gzip()),
         *(rate_limited(retry_after=0.1), rate_limited(retry_after=3600), unreadable()),
     ],
     ids=lambda reply: f"{reply.status} {reply.fault} {reply.headers}",
@@ -386,6 +401,18 @@ def test_an_error_status_is_told_apart_whatever_its_body(sim: Simulator, body: s
                     assert words in str(failed.value)
 
 
+@pytest.mark.parametrize(
+    "content_type", ["text/html", "application/octet-stream", "application/json; a=b", ""]
+)
+def test_an_answer_is_one_whatever_it_says_it_is(sim: Simulator, content_type: str) -> None:
+    for model in (OPUS, CHAT):
+        sim.script(model, Reply(text="so it is", headers={"content-type": content_type}))
+    with routing(sim.anthropic_url, sim.openrouter_url) as route:
+        answers = [route(model).answer["content"] for model in (OPUS, CHAT)]
+
+    assert answers == ["so it is"] * 2
+
+
 def _recorded_failures() -> list[str]:
     index = _TRAFFIC / "index.json"
     if not index.is_file():
@@ -494,6 +521,20 @@ def test_a_certificate_that_is_not_trusted_or_of_another_host_lets_nothing_throu
         assert len(sim.log) == 1
 
 
+def test_behind_a_certificate_that_does_not_match_the_fallback_is_asked(
+    sim: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = certified(tmp_path, "elsewhere.example")
+    monkeypatch.setenv("SSL_CERT_FILE", str(identity.trusted))
+    with Simulator(tls=identity.server) as impostor:
+        with routing(impostor.anthropic_url, sim.openrouter_url) as route:
+            went = route(OPUS, fallback=True)
+
+        assert went.answer["fallback_used"]
+        assert went.billing == ["unbilled", "unbilled", "billed"]
+        assert impostor.log == []
+
+
 def test_certificates_that_cannot_be_loaded_are_told_before_anything_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,7 +574,7 @@ def test_a_proxy_that_opens_no_tunnel_is_no_attempt_that_was_billed(monkeypatch:
         with OneShotServer(act) as proxy:
             monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://me:canary-password@"))
             with routing("https://far.example", "https://far.example") as route:
-                went = route(OPUS, timeout_s=0.3)
+                went = route(OPUS, timeout_s=0.3 if error_type == "timeout" else 30)
 
         assert {error.error_type for error in went.errors} == {error_type}
         assert set(went.billing) == {"unbilled"}

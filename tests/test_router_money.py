@@ -155,7 +155,7 @@ def test_each_outcome_has_its_verdict_and_what_is_in_doubt_its_ceiling(case: str
     act, billing, rule = VERDICTS[case]
     with OneShotServer(act) as server:
         with contextlib.suppress(ProviderError):
-            ask(ledger, server.url, timeout=0.3 if case == "silence" else 10)
+            ask(ledger, server.url, timeout=0.5 if case == "silence" else 10)
 
     booked = attempt(ledger.path)
     [outcome] = rows(ledger.path, "select * from events where billing is not null")

@@ -46,6 +46,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 CANARY = "sk-or-v1-CaNaRy0123456789abcdef"
 ODD = "gateway.CaNaRy/0123+4567="  # a key that looks like nobody's
 CHAT, QWEN = "deepseek/deepseek-chat", "qwen/qwen-2.5-32b-instruct"
+OPUS = "claude-opus-4-5-20251101"
 ASK = [{"role": "user", "content": "Analyze this page."}]
 
 
@@ -175,8 +176,9 @@ def test_a_key_shows_nowhere_whatever_the_provider_does_with_it(
         for number, reply in enumerate(echoes):
             for model in (CHAT, QWEN):
                 sim.script(model, reply)
+            timeout_s = 0.3 if reply.silence else 30
             try:
-                router.route_with_fallback("analyze_page", ASK, session_id="s-1", timeout_s=0.3)
+                router.route_with_fallback("analyze_page", ASK, session_id="s-1", timeout_s=timeout_s)
             except RouteExhausted as failed:
                 shown += [everything_shown_of(failed, as_rich=number < 1), *map(repr, failed.attempts)]
         shown += [repr(router), repr(vars(router)), repr(client), repr(vars(client)), repr(ledger)]
@@ -184,6 +186,82 @@ def test_a_key_shows_nowhere_whatever_the_provider_does_with_it(
     assert_hidden("".join(shown) + printed_by_the_report(folder) + files_of(folder))
     assert_hidden(logged.getvalue())
     assert {served.fault for served in sim.log} >= {"reset", "silence", "cut", "server_error"}
+
+
+@pytest.mark.parametrize("key", ["sk-ant-api03-" + CANARY, ODD], ids=["a key", "an odd key"])
+def test_anthropics_key_shows_nowhere_either(
+    sim: Simulator, logged: io.StringIO, tmp_path: Path, key: str
+) -> None:
+    block, usage = {"type": "text", "text": "so it is"}, {"input_tokens": 9, "output_tokens": 9, "note": key}
+    answer = {"id": key, "model": f"of {key}", "stop_reason": key, "content": [block], "usage": usage}
+    echoes = [
+        Reply(status=401, body={"error": {"message": f"no such key: {key}", "details": {"error_code": key}}}),
+        Reply(status=403, headers={"request-id": key}, body={"request_id": key}),
+        Reply(status=522, body={"title": key, "detail": f"x-api-key: {key}"}),
+        Reply(body={"type": "error", "error": {"type": key, "message": key}, "request_id": key}),
+        *(Reply(body={**answer, "usage": {"output_tokens": key}}), Reply(body=answer)),
+    ]
+    folder, shown = tmp_path / "ledger", []
+    with Ledger.open(folder, "process-crash") as ledger:
+        tracker = CostTracker(ledger)
+        made = {"base_url": sim.anthropic_url, "max_retries": 0, "tracker": tracker}
+        with AnthropicClient(key, **made) as client:  # type: ignore[arg-type]
+            router = LLMRouter(client, cost_tracker=tracker, max_retries=0)
+            sim.script(OPUS, *[echo for echo in echoes for _ in range(2)])
+            for _ in echoes:
+                for ask in (
+                    lambda: client.create_message(OPUS, ASK, session_id="s-1"),
+                    lambda: router.route("quality_gate", ASK, session_id="s-1", budget_usd=5),
+                ):
+                    try:
+                        ask()
+                    except BughiveError as failed:
+                        shown.append(everything_shown_of(failed, as_rich=False))
+        shown += [repr(client), repr(vars(client)), repr(vars(tracker))]
+    assert (folder / "state.db").is_file()
+    assert len(sim.log) == 2 * len(echoes)
+    assert_hidden("".join(shown) + files_of(folder) + logged.getvalue())
+
+
+OK = "HTTP/1.1 200 OK\r\n"
+NO_HTTP = [  # where KEY stands in what comes back
+    *("KEY\r\n\r\n", "HTTP/1.1 KEY\r\n\r\n", "HTTP/1.1 401 KEY\r\n\r\n"),
+    *(f"{OK}KEY\r\n\r\n", f"{OK}{'x' * 470}KEY\r\n\r\n", f"{OK}content-length: KEY\r\n\r\n"),
+    f"{OK}content-encoding: KEY\r\n\r\n.",
+    f"{OK}transfer-encoding: chunked\r\n\r\nKEY\r\n",
+    f"{OK}x-note: KEY\r\ncontent-length: 2\r\n\r\n{{}}",
+    f"{OK}content-type: text/event-stream\r\n\r\ndata: KEY\n\n: KEY\n\nevent: KEY\n\n",
+    f"{OK}transfer-encoding: chunked\r\ncontent-type: text/event-stream\r\n\r\n9\r\ndata: {{}}\n\r\nKEY\r\n",
+]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("how", ["our connections", "a transport of one's own", "a proxy"])
+@pytest.mark.parametrize("key", [CANARY, ODD], ids=["a key", "an odd key"])
+def test_a_key_that_comes_back_as_no_http_shows_nowhere(
+    logged: io.StringIO, monkeypatch: pytest.MonkeyPatch, key: str, how: str, is_streamed: bool
+) -> None:
+    def act(connection: socket.socket, leaving: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(echoes.pop().replace("KEY", key).encode())
+
+    echoes, shown = [*NO_HTTP], []
+    while echoes:
+        with OneShotServer(act) as server, httpx.HTTPTransport() as own:
+            if how == "a proxy":
+                monkeypatch.setenv("HTTP_PROXY", server.url)
+            address = "http://far.example" if how == "a proxy" else server.url
+            transport = own if how == "a transport of one's own" else None
+            client = OpenRouterClient(key, base_url=address, max_retries=0, transport=transport)
+            with client, pytest.raises(ProviderError) as failed:
+                if is_streamed:
+                    list(client.create_completion(CHAT, ASK, stream=True))
+                client.create_completion(CHAT, ASK)
+        shown.append(everything_shown_of(failed.value, as_rich=False))
+
+    assert_hidden("".join(shown))
+    assert_hidden(logged.getvalue())
+    assert logged.getvalue().count("send_request_headers.complete") == len(NO_HTTP)
 
 
 @pytest.mark.parametrize("how", ["waiting", "sending", "through a proxy"])
@@ -389,6 +467,36 @@ def test_what_looks_like_a_key_is_scrubbed_from_what_a_provider_says(sim: Simula
                 client.create_completion(CHAT, ASK)
             assert_hidden(everything_shown_of(failed.value), secret)
             assert_hidden(str(failed.value), secret)
+
+
+def test_so_is_anothers_key_wherever_an_answer_that_is_booked_may_hold_it(
+    sim: Simulator, tmp_path: Path
+) -> None:
+    names = {"id": CANARY, "model": f"of {CANARY}", "service_tier": CANARY}
+    message = {"role": "assistant", "content": "so it is"}
+    usages: list[dict[str, object]] = [
+        {"note": CANARY},
+        {"prompt_tokens": CANARY, "input_tokens": CANARY, "cost": CANARY},
+    ]
+    with (
+        Ledger.open(tmp_path / "ledger", "process-crash") as ledger,
+        AnthropicClient("k" * 20, base_url=sim.anthropic_url, tracker=CostTracker(ledger)) as anthropic,
+        OpenRouterClient("k" * 20, base_url=sim.openrouter_url, tracker=CostTracker(ledger)) as openrouter,
+    ):
+        for usage in usages:
+            answer = {**names, "provider": CANARY, "usage": {**usage, "service_tier": CANARY}}
+            choice = {"finish_reason": CANARY, "message": message}
+            sim.script(CHAT, Reply(headers={"x-generation-id": CANARY}, body={**answer, "choices": [choice]}))
+            openrouter.create_completion(CHAT, ASK)
+            content = [{"type": "text", "text": "so it is"}]
+            answer = {**answer, "stop_reason": CANARY, "content": content}
+            sim.script(OPUS, Reply(headers={"request-id": CANARY}, body=answer))
+            anthropic.create_message(OPUS, ASK)
+    shown = files_of(tmp_path / "ledger")
+
+    assert shown.count('"event_type":"attempt_succeeded"') == 4
+    assert shown.count("[key]") >= 4 * 6
+    assert_hidden(shown)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class Scenario(NamedTuple):
     raises: type[BaseException] | None
     events: list[str]
     fallback: ModelTier | None = None
+    settings: str = ""  # of bughive.toml
 
 
 RETRY_AFTER_DATE = format_datetime(datetime.now(UTC) - timedelta(seconds=5), usegmt=True)  # asks for no wait
@@ -136,7 +137,7 @@ SCENARIOS = {
     ),
     "timeout": Scenario(
         {REASONING: [silent()]},
-        {"timeout_s": 0.2},
+        {"timeout_s": 0.4},
         RouteExhausted,
         [
             "request_received",
@@ -147,7 +148,7 @@ SCENARIOS = {
     ),
     "timeout with a fallback": Scenario(
         {REASONING: [silent()], FAST: [Reply()]},
-        {"timeout_s": 0.2},
+        {},
         None,
         [
             "request_received",
@@ -159,6 +160,7 @@ SCENARIOS = {
             "request_completed FAST",
         ],
         fallback=ModelTier.FAST,
+        settings="[tiers.REASONING]\ntimeout_s = 0.4\n",
     ),
     "fallback when retries are spent": Scenario(
         {REASONING: [server_error(503)] * 3, FAST: [Reply()]},
@@ -347,9 +349,16 @@ def check(ledger: Ledger, expected: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_leaves_exactly_its_events(
-    name: str, simulator: Simulator, router: LLMRouter, ledger: Ledger
+    name: str,
+    simulator: Simulator,
+    router: LLMRouter,
+    ledger: Ledger,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scenario = SCENARIOS[name]
+    monkeypatch.chdir(tmp_path)
+    Path("bughive.toml").write_text(scenario.settings)
     for model, replies in scenario.replies.items():
         simulator.script(model, *replies)
     call = {"task": "analyze_page", "session_id": "s-1", "deadline_s": 60, **scenario.call}

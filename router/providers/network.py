@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Any
 
@@ -41,15 +41,24 @@ class Deadline(float):
         """What it means that it ran out."""
         return f"no answer from {host} within {self:.3g} s"
 
-    def watch_proxy(self) -> Callable[[str, Mapping[str, Any]], None]:
+    def watch_proxy(self) -> Callable[[str, dict[str, Any]], None]:
         """A trace for httpcore that notes when a request is sent on, beyond what opens a tunnel."""
         self.may_have_sent = False
 
-        def note(event: str, about: Mapping[str, Any]) -> None:
+        def note(event: str, about: dict[str, Any]) -> None:
             if event.endswith("send_request_headers.started") and about["request"].method != b"CONNECT":
                 self.may_have_sent = True
+            untold(event, about)
 
         return note
+
+
+def untold(event: str, about: dict[str, Any]) -> None:
+    """A trace for httpcore, which then logs `about`: without an answer's headers, that may echo the key."""
+    if isinstance(told := about.get("return_value"), tuple):
+        about["return_value"] = told[:2]  # HTTP version and status
+    if "exception" in about:
+        about["exception"] = type(about["exception"])
 
 
 class Patience(Deadline):

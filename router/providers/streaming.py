@@ -31,6 +31,7 @@ from router.providers.transport import (
     failure_from,
     reply_of,
     unpacked_pieces,
+    unquoted,
 )
 from router.providers.wire import Answer, Reply, chunk_of
 from router.streams import StreamItem, TextDelta, ToolCallDelta
@@ -86,6 +87,15 @@ class Reading:
         self._is_damaged = False  # a chunk could not be read, and a part of the answer with it
 
     def __iter__(self) -> Iterator[StreamItem]:
+        try:
+            yield from self._items()
+        except ProviderError as raised:
+            failure = frameless(raised)  # the frames of the reading hold what came, which may echo the key
+        else:
+            return
+        raise failure
+
+    def _items(self) -> Iterator[StreamItem]:
         ask = self._ask
         opened = begin(ask.channel, ask.provider, ask.url, ask.headers, ask.body, self._patience)
         try:
@@ -111,12 +121,12 @@ class Reading:
     def _read_whole(self, opened: Opened) -> Answer:
         """The answer, or the error, of a provider that does not stream it."""
         ask = self._ask
+        outcome: Answer | ProviderError
         try:
             reply = reply_of(opened, self._patience)
+            outcome = read_without_key(ask.key, ask.provider, ask.dialect, reply)
         except TROUBLE as error:
-            failure = failure_from(error, ask.provider, ask.url.host, self._patience)
-            raise failure from frameless(error)
-        outcome = read_without_key(ask.key, ask.provider, ask.dialect, reply)
+            outcome = failure_from(error, ask.provider, ask.url.host, self._patience)
         if isinstance(outcome, ProviderError):
             raise outcome
         return outcome
@@ -175,7 +185,7 @@ class Reading:
             return items or ()
         self._has_noise = True
         self._is_damaged = self._is_damaged or any(member in data for member in _MEMBERS_OF_CHUNKS)
-        _log.debug("an event of %s is no JSON object: %.80r", self._ask.provider, data)
+        _log.debug("an event of %s, of %d bytes, is no JSON object", self._ask.provider, len(data))
         return ()
 
     # its end
@@ -185,7 +195,7 @@ class Reading:
         ask, state = self._ask, self._assembler
         failure = self._failure(head)
         if failure is not None:
-            raise failure from self._trouble and frameless(self._trouble)
+            raise failure
         return answer_without_key(ask.key, state.answer(head))
 
     def _failure(self, head: Reply) -> ProviderError | None:
@@ -219,9 +229,9 @@ class Reading:
         if isinstance(trouble, TIMEOUTS):
             return "timeout", self._patience.told(host)
         if isinstance(trouble, (TooLong, httpx.DecodingError)):
-            return "malformed_response", f"the answer of {host} cannot be read: {trouble}"
+            return "malformed_response", f"the answer of {host} cannot be read: {unquoted(trouble)}"
         if trouble is not None:
-            return "stream_interrupted", f"the answer of {host} was cut: {trouble}"
+            return "stream_interrupted", f"the answer of {host} was cut: {unquoted(trouble)}"
         if self._has_noise:
             return "stream_interrupted", f"a part of the answer of {host} cannot be read"
         return "stream_interrupted", f"the answer of {host} ended before its finish"

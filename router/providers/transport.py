@@ -19,6 +19,7 @@ never for this machine itself), certificates from SSL_CERT_FILE and SSL_CERT_DIR
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import ssl
@@ -35,10 +36,10 @@ import httpx
 
 from ledger.errors import SettingsError
 from ledger.events import ErrorType
-from ledger.secrecy import Secret, SecretBytes, frameless
+from ledger.secrecy import Secret, SecretBytes
 from router.errors import ProviderError
 from router.providers.failures import failure_to_reach
-from router.providers.network import Deadline, Network, Patience, is_this_machine
+from router.providers.network import Deadline, Network, Patience, is_this_machine, untold
 from router.providers.sse import TooLong
 from router.providers.wire import Reply
 
@@ -46,6 +47,7 @@ BODY_BOUND = 16 * 1024 * 1024  # bytes, unpacked; the longest answers, pictures 
 _PIECE = 64 * 1024  # bytes that are unpacked at a time
 _IDLE_S = 20.0
 _IDLE_CONNECTIONS = 100
+_HTTPCORE_LOG = logging.getLogger("httpcore.http11")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -95,6 +97,7 @@ TROUBLE = (  # what opening, reading and unpacking raise
     *(httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException),
     *(httpcore.ProxyError, httpcore.UnsupportedProtocol),
 )
+_QUOTED = re.compile(r":?\s*\b(bytearray\()?b['\"].*", re.DOTALL)
 _LEFT = re.compile("disconnected|closed", re.IGNORECASE)
 TIMEOUTS = (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)
 
@@ -111,8 +114,7 @@ def post(
         return reply_of(channel.open(url, headers, body, deadline), deadline)
     except TROUBLE as error:
         failure = failure_from(error, provider, url.host, deadline)
-        cause = frameless(error)  # its frames hold the request's headers
-    raise failure from cause
+    raise failure  # without a cause: its frames hold the request's headers, its text what came
 
 
 def begin(
@@ -126,8 +128,7 @@ def begin(
         return channel.open(url, headers, body, patience)
     except TROUBLE as error:
         failure = failure_from(error, provider, url.host, patience)
-        cause = frameless(error)
-    raise failure from cause
+    raise failure
 
 
 def reply_of(opened: Opened, deadline: Deadline) -> Reply:
@@ -155,15 +156,21 @@ def _kind(error: Exception) -> tuple[ErrorType, str]:
 
 
 def _told(error: Exception, error_type: ErrorType, host: str, deadline: Deadline) -> str:
+    said = unquoted(error)
     match error_type:
         case "timeout":
             return deadline.told(host)
         case "stream_interrupted":
-            return f"the answer of {host} was cut: {error}"
+            return f"the answer of {host} was cut: {said}"
         case "malformed_response":
-            return f"the answer of {host} cannot be read: {error}"
+            return f"the answer of {host} cannot be read: {said}"
         case _:
-            return f"no connection to {host}: {error}"
+            return f"no connection to {host}: {said}"
+
+
+def unquoted(error: Exception) -> str:
+    """An error's words without the bytes that h11 quotes: a key may be echoed in them."""
+    return _QUOTED.sub("", str(error))
 
 
 def whole(pieces: Iterable[bytes], status: int, deadline: Deadline) -> bytes:
@@ -205,7 +212,9 @@ class Through:
 
 
 def _timeouts(deadline: Deadline) -> dict[str, Any]:
-    return {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), deadline)}
+    """And, where httpcore logs what it reads, a trace that keeps it out of that log."""
+    timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), deadline)}
+    return {**timeouts, "trace": untold} if _HTTPCORE_LOG.isEnabledFor(logging.DEBUG) else timeouts
 
 
 class Pool:
@@ -391,7 +400,7 @@ def _unzipped(body: bytes, packing: str) -> bytes:
 
 def _unpacker(packing: str) -> zlib._Decompress:
     if packing not in ("gzip", "x-gzip", "deflate"):
-        raise httpx.DecodingError(f"its content-encoding is {packing[:40]!r}")
+        raise httpx.DecodingError("its content-encoding is neither gzip nor deflate")
     return zlib.decompressobj(47)
 
 
