@@ -78,15 +78,17 @@ def promises_in(folder: Path) -> list[Promise]:
 
 def content_of(fields: Mapping[str, Any]) -> str:
     """What an event says, its stamp left out: equal for an event and for what a reader makes of it."""
-    said = sorted(
-        (name, _text(value))
-        for name, value in fields.items()
-        if value is not None and name not in STAMP_FIELDS
-    )
+    said = [
+        (name, _text(fields[name]))
+        for name in sorted(fields)
+        if fields[name] is not None and name not in STAMP_FIELDS
+    ]
     return f"{fields['event_type']} {fields.get('request_id')} {md5(repr(said).encode()).hexdigest()}"
 
 
 def _text(value: Any) -> str:
+    if type(value) in (str, int, bool):  # most are
+        return repr(value)
     if isinstance(value, Decimal):
         return format(value.normalize(), "f")
     if isinstance(value, datetime):
