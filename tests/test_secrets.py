@@ -200,7 +200,7 @@ def test_an_interrupted_call_shows_no_key_in_the_locals_of_its_frames(
         leaving.wait(5)
 
     received: list[bytes] = []
-    # more than the socket buffers of both ends can take (4 and 6 MB at most)
+    # "sending": more than the sockets take in of what nobody reads
     long = [{"role": "user", "content": "x" * (12_000_000 if how == "sending" else 10)}]
     with OneShotServer(interrupt) as server:
         address = server.url
