@@ -23,7 +23,7 @@ demo: $(STAMP)  ## a crawl session through the router, and what it cost
 	@$(BIN)/bughive-costs demo
 
 test: $(STAMP)  ## the tests, on all cores; more for pytest in ARGS="-k journal -x"
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 MINUTES ?= 10
 

@@ -22,6 +22,7 @@ from ledger.reader import first_words, json_struct, quoted
 from ledger.schema import COLUMNS, arrow_schema
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
 _FOOTER_KEY = b"bughive"
@@ -106,6 +107,13 @@ def write_segment(ledger_path: Path, date: str, table: pa.Table, footer: Mapping
     )
 
 
+def reading_lines() -> duckdb.DuckDBPyConnection:
+    """A DuckDB of one thread to read lines with: it works beside writers, who come first."""
+    import duckdb
+
+    return duckdb.connect(config={"threads": 1})
+
+
 def table_of_lines(lines: Sequence[bytes]) -> pa.Table:
     """Journals' whole lines as an Arrow table of the ledger's schema, in their order.
 
@@ -119,7 +127,7 @@ def table_of_lines(lines: Sequence[bytes]) -> pa.Table:
         pa.array(lines[first : first + _LINES_AT_ONCE], pa.string())
         for first in range(0, len(lines), _LINES_AT_ONCE)
     ]
-    with duckdb.connect(config={"threads": 1}) as connection:  # beside writers, who come first
+    with reading_lines() as connection:
         connection.register("journal_lines", pa.table({"line": pa.chunked_array(chunks, pa.string())}))
         try:
             told = connection.sql(

@@ -92,6 +92,7 @@ class ForgetfulDisk:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root.absolute()
+        self._root = str(self.root)
         self.acting = Process("first")
         self.processes = [self.acting]
         self.trace: list[str] = []  # the points passed since `watch`
@@ -110,16 +111,16 @@ class ForgetfulDisk:
     # the life of processes
 
     def __enter__(self) -> Self:
-        self._patches = pytest.MonkeyPatch()
+        self.patches = pytest.MonkeyPatch()  # undone at its end; a world adds its own
         self._real = {name: getattr(os, name) for name in _INTERCEPTED}
         for name in _INTERCEPTED:
-            self._patches.setattr(os, name, getattr(self, f"_{name}"))
+            self.patches.setattr(os, name, getattr(self, f"_{name}"))
         self._patch_state()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self._patches.undo()
+        self.patches.undo()
 
     def watch(self, die_at: int | str | None = None, random: Random | None = None) -> None:
         """Count points from here on; a process dies at one of them, by number or name.
@@ -221,9 +222,10 @@ class ForgetfulDisk:
         """The absolute path, where it is below the root and not state.db's."""
         if isinstance(path, int):
             return None
-        absolute = Path(os.path.abspath(os.fspath(path)))
-        below = absolute.is_relative_to(self.root) and not absolute.name.startswith("state.db")
-        return absolute if below else None
+        absolute = os.path.abspath(os.fspath(path))
+        below = absolute == self._root or absolute.startswith(f"{self._root}{os.sep}")
+        of_state = os.path.basename(absolute).startswith("state.db")
+        return Path(absolute) if below and not of_state else None
 
     def _at(self, fd: int) -> Path | None:
         for process in self.processes:
@@ -314,8 +316,8 @@ class ForgetfulDisk:
     def _fsync(self, fd: int) -> None:
         path = self._at(fd)
         if path is None:
-            self._real["fsync"](fd)
-        elif path.is_dir():
+            return  # above the root, where nothing is forgotten
+        if path.is_dir():
             self._step("sync", path, lambda: self._sync_entries(path))
         else:
             self._step("sync", path, lambda: self._sync_file(fd, path))
@@ -399,7 +401,7 @@ class ForgetfulDisk:
     # state.db
 
     def _patch_state(self) -> None:
-        disk, patches = self, self._patches
+        disk, patches = self, self.patches
         opening, transaction, make_durable = State.__init__, State.transaction, State.make_durable
 
         def opened(state: State, path: Path) -> None:

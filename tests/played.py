@@ -92,10 +92,11 @@ class History:
         journal.append(events)
 
     def rows(self, sql: str, **options: Any) -> list[tuple[Any, ...]]:
-        """What a SELECT gives through the ledger's own reader."""
-        from ledger.reader import connect
+        """What a SELECT gives through the ledger's own reader, with the views up to the last it names."""
+        from ledger.reader import VIEWS, connect
 
-        with connect(self.path, **options) as connection:
+        last = max((number for number, name in enumerate(VIEWS, 1) if name in sql), default=0)
+        with connect(self.path, **{"views": VIEWS[:last], **options}) as connection:
             return connection.execute(sql).fetchall()
 
     def column(self, view: str, name: str) -> list[Any]:

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from ledger.events import OUTCOMES, REQUEST_ENDS, STAMP_FIELDS
 from ledger.history import all_runs
 from ledger.ledger import Ledger
-from ledger.reader import connect
+from ledger.reader import _make_views, connect
 from ledger.request_log import RequestLog
 from ledger.state import State
 
@@ -78,15 +78,17 @@ def promises_in(folder: Path) -> list[Promise]:
 
 def content_of(fields: Mapping[str, Any]) -> str:
     """What an event says, its stamp left out: equal for an event and for what a reader makes of it."""
-    said = sorted(
-        (name, _text(value))
-        for name, value in fields.items()
-        if value is not None and name not in STAMP_FIELDS
-    )
+    said = [
+        (name, _text(fields[name]))
+        for name in sorted(fields)
+        if fields[name] is not None and name not in STAMP_FIELDS
+    ]
     return f"{fields['event_type']} {fields.get('request_id')} {md5(repr(said).encode()).hexdigest()}"
 
 
 def _text(value: Any) -> str:
+    if type(value) in (str, int, bool):  # most are
+        return repr(value)
     if isinstance(value, Decimal):
         return format(value.normalize(), "f")
     if isinstance(value, datetime):
@@ -102,6 +104,16 @@ def events_in(connection: duckdb.DuckDBPyConnection) -> list[Row]:
         {name: value for name, value in zip(names, row, strict=True) if value is not None}
         for row in found.fetchall()
     ]
+
+
+def opened(path: Path) -> duckdb.DuckDBPyConnection:
+    """A snapshot with the views that must add up, the first kept as tables: as a reader of one session does.
+
+    DuckDB then plans each of them once, and not again in all that are made of it.
+    """
+    connection = connect(path, views=())
+    _make_views(connection, path, ("events", "attempts", "requests", "sessions", "daily_spend"), stored=True)
+    return connection
 
 
 def inconsistent(connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
@@ -267,7 +279,7 @@ def _not_derived(path: Path) -> Iterator[str]:
             yield f"state.db, {table}: lacks {list(missing)[:SHOWN]}, has besides {list(besides)[:SHOWN]}"
     if reserved:
         yield f"state.db holds ${reserved} for attempts, and no writer lives"
-    with connect(path, views=("events", "attempts", "requests", "sessions", "daily_spend")) as connection:
+    with opened(path) as connection:
         yield from inconsistent(connection)
         ((shown,),) = connection.execute("select coalesce(sum(cost_usd), 0) from attempts").fetchall()
     if spent != shown:

@@ -500,7 +500,7 @@ def _kept_answer(asked: Routing, on_ledger_error: OnLedgerError) -> RouteRespons
 
 
 def _costs(path: Path) -> list[Decimal]:
-    with connect(path) as connection:
+    with connect(path, views=("events", "attempts", "requests")) as connection:
         rows = connection.execute(
             "select cost_usd from requests where session_id = 's-1' and status = 'completed'"
             " order by started_at"

@@ -147,9 +147,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.writers))
     def report(self) -> None:
         """A reader beside the writers sees all that was acknowledged, and figures that add up."""
-        with connect(
-            self.world.path, views=("events", "attempts", "requests", "sessions", "daily_spend")
-        ) as seen:
+        with sound.opened(self.world.path) as seen:
             assert not list(sound.inconsistent(seen))
             assert not list(sound.lost(sound.events_in(seen), self.world.promises))
 

@@ -671,14 +671,24 @@ def test_scan_knows_the_tags(history: History) -> None:
 # ad-hoc SQL
 
 
-@pytest.fixture
-def locked(history: History, tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger of two answers, and files beside it; nobody writes there any more."""
+    place = tmp_path_factory.mktemp("locked")
+    history = History(place / "ledger")
     history.play(ONE_ANSWER)
     history.ledger.seal()
     history.play(ONE_ANSWER)
-    (tmp_path / "outside.csv").write_text("a,b\n1,2\n")
-    (tmp_path / "outside.parquet").write_bytes((next(history.path.glob("events/date=1970*/*"))).read_bytes())
-    with connect(history.path) as connection:
+    history.close()
+    (place / "outside.csv").write_text("a,b\n1,2\n")
+    (place / "outside.parquet").write_bytes((next(history.path.glob("events/date=1970*/*"))).read_bytes())
+    return place
+
+
+@pytest.fixture(scope="module")
+def locked(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """One for all: what is refused leaves no trace, and what is not fails its own test."""
+    with connect(place / "ledger") as connection:
         lock(connection)
         yield connection
 
@@ -741,14 +751,15 @@ def test_looking_around_is_a_select(sql: str, locked: duckdb.DuckDBPyConnection)
     ],
 )
 def test_anything_else_is_refused(
-    sql: str, message: str, locked: duckdb.DuckDBPyConnection, history: History, tmp_path: Path
+    sql: str, message: str, locked: duckdb.DuckDBPyConnection, place: Path
 ) -> None:
-    before = files_below(tmp_path)
+    before = files_below(place)
 
     with pytest.raises(LedgerError, match=message):
-        select_only(locked, sql.format(outside=tmp_path, ledger=history.path)).fetchall()
+        select_only(locked, sql.format(outside=place, ledger=place / "ledger")).fetchall()
 
-    assert files_below(tmp_path) == before
+    assert files_below(place) == before
+    assert select_only(locked, "select cost_usd from sessions").fetchall() == [(2 * COST,)]
 
 
 def test_a_connection_that_is_locked_stays_so(history: History) -> None:

@@ -31,12 +31,14 @@ from played import History
 
 from ledger import Ledger
 from ledger.budgets import Hold
+from ledger.checks import events
 from ledger.checks.chain import Listed, read_lines
 from ledger.errors import LedgerError
 from ledger.events import JournalClosed
 from ledger.history import all_runs
 from ledger.lines import read_line, sealed_line
 from ledger.manifest import Batch, list_batch, read_manifest
+from ledger.reader import view_sql
 from ledger.schema import SCHEMA_VERSION
 from ledger.segments import parquet_bytes, write_segment
 from ledger.state import State
@@ -1075,6 +1077,31 @@ def test_any_flipped_byte_of_the_truth_is_found(playground: Path, data: st.DataO
 
     name = str(file.relative_to(playground))
     assert name in {finding.file for finding in found.findings}, (name, at, other, found.findings)
+
+
+# views that do not add up
+
+
+@pytest.mark.parametrize(
+    ("few", "view"), [(100, "attempts"), (100, "requests"), (0, "sessions"), (0, "daily_spend")]
+)
+def test_a_view_that_leaves_a_row_out_is_told_however_many_attempts_there_are(
+    original: Path, monkeypatch: pytest.MonkeyPatch, few: int, view: str
+) -> None:
+    def without_one(name: str) -> str:
+        text = view_sql(name)
+        return f"select * from ({text}) order by all offset 1" if name == view else text
+
+    monkeypatch.setattr(events, "_FEW_ATTEMPTS", few)
+    monkeypatch.setattr(events, "view_sql", without_one)
+
+    assert {finding.kind for finding in verify(original).findings} == {"sums"}
+
+
+def test_many_attempts_add_up_as_few_do(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_FEW_ATTEMPTS", 0)
+
+    assert_sound(original)
 
 
 # beside those who write

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any, Self
@@ -30,6 +30,7 @@ from forgetful import Died, ForgetfulDisk, Process
 from pydantic import BaseModel
 from sound import Promise, Row, content_of
 
+from ledger import segments
 from ledger.budgets import Hold, Limit
 from ledger.errors import LedgerError
 from ledger.events import event_of
@@ -46,6 +47,7 @@ from ledger.verify import verify
 
 _ANSWERS = ("attempt_succeeded", "request_completed")
 _prices = cache(PriceBook.load)
+_one_duckdb = cache(segments.reading_lines)
 
 
 class World:
@@ -67,6 +69,8 @@ class World:
 
     def __enter__(self) -> Self:
         self.disk.__enter__()
+        # Its DuckDB is in memory, and costs more to start than a few lines to read: sealers share one.
+        self.disk.patches.setattr(segments, "reading_lines", lambda: _one_duckdb().cursor())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -251,29 +255,37 @@ def rows_of(path: Path) -> tuple[list[Row], list[tuple[str, int]]]:
     told: dict[tuple[str, int], Row] = {}
     for journal_id in journal_ids(path / "journals"):
         for line in merged_lines(read_parts(path / "journals", journal_id)).values():
-            _tell(told, parsed(line))
+            _tell(told, _row_of_line(line))
     sealed = Counter[tuple[str, int]]()
     segments = {file for file in path.glob("events/**/*.parquet") if file.name != "empty.parquet"}
     assert segments >= {path / batch.file for batch in read_manifest(path)[0]}
     for file in sorted(segments):
         with pq.ParquetFile(file) as segment:
             for row in segment.read(use_threads=False).to_pylist(maps_as_pydicts="strict"):
-                sealed[_tell(told, row)] += 1
+                sealed[_tell(told, _row(row))] += 1
     return [told[key] for key in sorted(told)], [key for key, times in sealed.items() if times > 1]
 
 
-def _tell(told: dict[tuple[str, int], Row], recorded: Mapping[str, Any]) -> tuple[str, int]:
+def _tell(told: dict[tuple[str, int], Row], row: Row) -> tuple[str, int]:
+    key = row["journal_id"], row["seq"]
+    known = told.setdefault(key, row)
+    assert known == row, f"one number, two contents: {known} and {row}"
+    return key
+
+
+@lru_cache(4096)  # a line is looked at again after each recovery, and says the same
+def _row_of_line(line: bytes) -> Row:
+    return _row(parsed(line))
+
+
+def _row(recorded: Mapping[str, Any]) -> Row:
     moment = recorded["occurred_at"]
     stamp = {
         "journal_id": recorded["journal_id"],
         "seq": recorded["seq"],
         "occurred_at": datetime.fromisoformat(moment) if isinstance(moment, str) else moment,
     }
-    row = {**event_of(dict(recorded)).model_dump(exclude_none=True), **stamp}
-    key = row["journal_id"], row["seq"]
-    known = told.setdefault(key, row)
-    assert known == row, f"one number, two contents: {known} and {row}"
-    return key
+    return {**event_of(dict(recorded)).model_dump(exclude_none=True), **stamp}
 
 
 def _dumped(database: Path) -> tuple[dict[str, list[tuple[Any, ...]]], Decimal]:

@@ -37,6 +37,8 @@ _REQUESTS_IN = {  # how each view counts them
     "daily_spend": "coalesce(sum(requests), 0)",
 }
 _MEMORY: dict[str, str | bool] = {"memory_limit": "1GB", "preserve_insertion_order": False}  # then its disk
+_KEPT = ("attempts", "requests")  # as tables: then each is planned once, which takes longer than few rows do
+_FEW_ATTEMPTS = 100_000  # more than that are computed anew, and fill no memory
 _COMPARED = {  # state.db's own figures, as the fold has them: amounts in pico, nothing where there is nothing
     "positions": "select * from state_positions",
     "balances": (
@@ -224,8 +226,10 @@ class Events:
             " count(*) filter (where event_type = 'request_received'),"
             " coalesce(sum(coalesce(billed_cost_usd, list_cost_usd)), 0) from events"
         )
+        kept = _KEPT if told[0] <= _FEW_ATTEMPTS else ()
         for view in ("attempts", "requests", "sessions", "daily_spend"):
-            self._db.execute(f"create temp view {view} as {view_sql(view)}")
+            kind = "table" if view in kept else "view"
+            self._db.execute(f"create temp {kind} {view} as {view_sql(view)}")
         of_attempts = self._one(f"select count(*), {sums}, count(*) filter (where is_unpriced) from attempts")
         yield from _unequal("attempts, and the events that tell of them", of_attempts[:2], told[::2])
         for view, requests in _REQUESTS_IN.items():
