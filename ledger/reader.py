@@ -339,14 +339,32 @@ def _make_views(
 def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
     """What makes the views. `stored`: the first as tables, which is faster where there are few rows.
 
-    DuckDB looks at all that a view reads when it is made, and `events` opens every segment: so it
-    comes last, after a stand-in with the same columns.
+    DuckDB works out all that a view reads when it is made, down to the segments, and so again for each
+    view above it. So what the others read are empty tables at first, and the views themselves come
+    last, the lowest last of all.
     """
     if stored:
         return [_view_statement(name, "table" if name in _STORED else "view") for name in views]
-    others = [_view_statement(name) for name in views if name != "events"]
-    stand_in = "create or replace temp view events as from ledger_journal_events;\n"
-    return [stand_in, *others, _view_statement("events")] if views else []
+    low = [name for name in _STORED if name in views]
+    high = [name for name in views if name not in _STORED]
+    return [
+        *(statement for name in low for statement in _stand_in(name)),
+        *map(_view_statement, [*high, *reversed(low)]),
+        *(f"drop table {_columns_of(name)};\n" for name in low),
+    ]
+
+
+def _stand_in(view: str) -> list[str]:
+    """An empty table with a view's columns, under its name."""
+    rows = "from ledger_journal_events" if view == "events" else _sql_file(view).rstrip()
+    return [
+        f"create or replace temp table {_columns_of(view)} as\n{rows}\nwith no data;\n",
+        f"create or replace temp view {view} as from {_columns_of(view)};\n",
+    ]
+
+
+def _columns_of(view: str) -> str:
+    return f"ledger_columns_of_{view}"
 
 
 # which segments hold a session
