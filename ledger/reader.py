@@ -45,6 +45,7 @@ VIEWS = (  # each reads only those before it
     "fallbacks",
 )
 _STORED = ("events", "attempts", "requests")
+_IDENTITY = ("journal_id", "seq")
 _FOLDER = Path(__file__).with_name("views")
 _HANDLES_AT_LEAST = 8
 _SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
@@ -62,7 +63,8 @@ def connect(
 
     session_id: `events`, and so all views, hold this session alone; only the segments that hold it
     are opened. tz: where days begin, and how moments are shown. allow_damage: leave out what is
-    missing or altered instead of refusing. views: those to make, each after what it reads.
+    missing or altered instead of refusing. views: those to make, each after what it reads; without
+    `events` among them only the columns that they name are read of an event, which is faster.
 
     Raises LedgerError where there is no ledger or no such time zone, DamagedLedger where its files
     contradict each other; that names the file.
@@ -80,7 +82,7 @@ def connect(
     try:
         _read_ahead_less(connection)
         _set_time_zone(connection, tz)
-        _set_variables(connection, root, session_id, allow_damage)
+        _set_variables(connection, root, session_id, allow_damage, _columns_for(tuple(views)))
         _take_snapshot(connection, root)
         _check_segments(connection, root, allow_damage)
         if not allow_damage:
@@ -109,7 +111,7 @@ def ledger_sql(path: str | Path) -> str:
             "",
             "set TimeZone = 'UTC';",
             f"set variable ledger_path = coalesce(getvariable('ledger_at'), {place});",
-            f"set variable ledger_fields = {quoted(_fields())};",
+            f"set variable ledger_fields = {quoted(_fields(COLUMNS))};",
             f"set variable ledger_schema_version = {SCHEMA_VERSION};",
             "",
             _sql_file("snapshot"),
@@ -243,10 +245,14 @@ def _set_time_zone(connection: duckdb.DuckDBPyConnection, tz: str) -> None:
 
 
 def _set_variables(
-    connection: duckdb.DuckDBPyConnection, root: Path, session_id: str | None, allow_damage: bool
+    connection: duckdb.DuckDBPyConnection,
+    root: Path,
+    session_id: str | None,
+    allow_damage: bool,
+    columns: Sequence[Column],
 ) -> None:
     connection.execute("set variable ledger_path = ?", [str(root)])
-    connection.execute("set variable ledger_fields = ?", [_fields()])
+    connection.execute("set variable ledger_fields = ?", [_fields(columns)])
     connection.execute("set variable ledger_schema_version = ?", [SCHEMA_VERSION])
     if allow_damage:
         connection.execute("set variable ledger_allow_damage = true")
@@ -339,14 +345,34 @@ def _make_views(
 def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
     """What makes the views. `stored`: the first as tables, which is faster where there are few rows.
 
-    DuckDB looks at all that a view reads when it is made, and `events` opens every segment: so it
-    comes last, after a stand-in with the same columns.
+    DuckDB works out all that a view reads when it is made, down to the segments, and so again for each
+    view above it. So what the others read are empty tables at first, and the views themselves come
+    last, the lowest last of all.
     """
+    columns = _columns_for(tuple(views))
+    wanted = ["events", *(name for name in views if name != "events")] if views else []
     if stored:
-        return [_view_statement(name, "table" if name in _STORED else "view") for name in views]
-    others = [_view_statement(name) for name in views if name != "events"]
-    stand_in = "create or replace temp view events as from ledger_journal_events;\n"
-    return [stand_in, *others, _view_statement("events")] if views else []
+        return [_view_statement(name, columns, "table" if name in _STORED else "view") for name in wanted]
+    low = [name for name in wanted if name in _STORED]
+    high = [name for name in wanted if name not in _STORED]
+    return [
+        *(statement for name in low for statement in _stand_in(name)),
+        *(_view_statement(name, columns) for name in [*high, *reversed(low)]),
+        *(f"drop table {_columns_of(name)};\n" for name in low),
+    ]
+
+
+def _stand_in(view: str) -> list[str]:
+    """An empty table with a view's columns, under its name."""
+    rows = "from ledger_journal_events" if view == "events" else _sql_file(view).rstrip()
+    return [
+        f"create or replace temp table {_columns_of(view)} as\n{rows}\nwith no data;\n",
+        f"create or replace temp view {view} as from {_columns_of(view)};\n",
+    ]
+
+
+def _columns_of(view: str) -> str:
+    return f"ledger_columns_of_{view}"
 
 
 # which segments hold a session
@@ -437,14 +463,27 @@ def _sql_file(name: str) -> str:
     return (_FOLDER / f"{name}.sql").read_text("utf-8")
 
 
-def _view_statement(name: str, kind: str = "view") -> str:
-    return f"create or replace temp {kind} {name} as\n{_sql_file(name).rstrip()};\n"
+def _view_statement(name: str, columns: Sequence[Column], kind: str = "view") -> str:
+    rows = _sql_file(name).rstrip()
+    if name == "events" and columns != COLUMNS:  # what was not read of journals must not look like NULL
+        rows = f"select {', '.join(column.name for column in columns)} from (\n{rows}\n)"
+    return f"create or replace temp {kind} {name} as\n{rows};\n"
+
+
+def _fields(columns: Iterable[Column]) -> str:
+    """An event, but for its identity."""
+    return json_struct(column for column in columns if column.name not in _IDENTITY)
 
 
 @cache
-def _fields() -> str:
-    """An event, but for its identity."""
-    return json_struct([column for column in COLUMNS if column.name not in ("journal_id", "seq")])
+def _columns_for(views: tuple[str, ...]) -> tuple[Column, ...]:
+    """Those of an event that views name, and by which events are told apart; for `events` itself all."""
+    if not views or "events" in views:
+        return COLUMNS
+    named = {*_IDENTITY, "session_id"}
+    for view in views:
+        named.update(re.findall(r"\w+", re.sub(r"(?m)^--.*$", "", _sql_file(view))))
+    return tuple(column for column in COLUMNS if column.name in named)
 
 
 def json_struct(columns: Iterable[Column]) -> str:

@@ -141,9 +141,7 @@ class CostTracker:
 
         with (
             told(path),
-            connect(
-                path, session_id, views=("events", "attempts", "requests", "tier_breakdown")
-            ) as connection,
+            connect(path, session_id, views=("attempts", "requests", "tier_breakdown")) as connection,
         ):
             rows = connection.execute(
                 "select tier, sum(cost_usd), sum(requests)::bigint, sum(input_tokens)::bigint,"

@@ -76,7 +76,7 @@ def sessions_report(
         for column in _COLUMNS
     )
     with connect(
-        path, tz=tz, allow_damage=allow_damage, views=("events", "attempts", "requests", "sessions")
+        path, tz=tz, allow_damage=allow_damage, views=("attempts", "requests", "sessions")
     ) as connection:
         rows = connection.execute(
             f"select {columns}, count(*) over () as found from sessions"

@@ -32,7 +32,7 @@ KEYS = {
     "day": "strftime(started_at, '%Y-%m-%d')",
     "hour": "strftime(started_at, '%Y-%m-%dT%H:00%z')",
 }
-_VIEWS = ("events", "attempts", "requests")
+_VIEWS = ("attempts", "requests")
 _NOTHING = Decimal("0.000000000000")
 
 Figures = dict[str, Any]

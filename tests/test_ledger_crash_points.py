@@ -216,6 +216,18 @@ def catch_up(world: World) -> None:
     writer.close()
 
 
+def one_in_doubt(world: World) -> None:
+    """A process died with an attempt in flight, and the next one ended its request."""
+    world.start("first").begin("r-1")
+    world.disk.kill()
+    world.writer = world.start()
+
+
+def settle(world: World) -> None:
+    """Somebody found out what it cost, and says so."""
+    world.writer.settle("r-1-a1", Decimal("0.002"))
+
+
 def create(world: World) -> None:
     """A ledger is made, and its first request recorded."""
     world.start().answer("r-1")
@@ -256,6 +268,7 @@ SCENARIOS = {
     "seal after an orphan": Scenario(an_orphan_segment, seal_again),
     "remove": Scenario(sealed_a_minute_ago, remove),
     "catch up": Scenario(a_writer, catch_up),
+    "settle": Scenario(one_in_doubt, settle),
     "create": Scenario(nothing, create),
     "continue": Scenario(a_writer, continue_after_a_failed_sync),
     "fill the disk": Scenario(a_writer, fill_the_disk),

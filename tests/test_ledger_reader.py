@@ -138,6 +138,34 @@ def test_ledger_sql_run_again_at_the_same_prompt_shows_newer_events(history: His
             assert connection.execute("select requests from sessions").fetchall() == [(expected,)]
 
 
+@pytest.mark.parametrize("session_id", [None, "s-1"])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_view_alone_says_the_same_and_what_was_not_read_for_it_is_no_column(
+    history: History, sealed: bool, session_id: str | None
+) -> None:
+    history.play(ONE_ANSWER)
+    if sealed:
+        history.ledger.seal()
+        history.play(ONE_ANSWER)
+    whole = history.rows("select * from sessions", session_id=session_id)
+
+    with connect(history.path, session_id, views=("attempts", "requests", "sessions")) as connection:
+        assert connection.execute("select * from sessions").fetchall() == whole
+        assert ("s-1",) in connection.execute("select session_id from events").fetchall()
+        with pytest.raises(duckdb.BinderException, match="usage_json"):  # and not NULL for some events
+            connection.execute("select usage_json from events")
+
+
+def test_nothing_but_the_ledgers_own_is_left_at_a_prompt(history: History) -> None:
+    history.play(ONE_ANSWER)
+
+    tables = in_plain_duckdb(history.path, "select table_name from duckdb_tables() order by 1")
+    views = in_plain_duckdb(history.path, "select view_name from duckdb_views() where not internal")
+
+    assert tables == [("ledger_lines",), ("ledger_lines_left_out",), ("ledger_manifest",)]
+    assert {name for (name,) in views} == {*reader.VIEWS, "ledger_journal_events"}
+
+
 def test_plain_parquet_files_are_right_about_all_that_is_sealed(history: History) -> None:
     history.play(ONE_ANSWER)
     history.ledger.seal()

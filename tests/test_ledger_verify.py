@@ -978,6 +978,25 @@ def test_a_part_of_an_old_backup_over_the_folder_is_told(original: Path, tmp_pat
     assert all(finding.file for finding in found.findings)
 
 
+def test_a_whole_folder_of_an_old_backup_is_sound_and_known_by_a_kept_head(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    history.play(TWO_DAYS)
+    history.close()
+    old = copied(history.path, tmp_path / "old")
+    history.ledger = reopened(history)
+    history.ledger.seal()
+    history.close()
+    kept = verify(history.path).head
+    shutil.rmtree(history.path)
+    old.rename(history.path)
+    assert_sound(history.path)
+
+    finding = the_finding(verify(history.path, expect_head=kept))
+
+    assert (finding.kind, finding.file) == ("head", "manifest.jsonl")
+    assert "the chain ends at batch 0" in finding.what
+
+
 def test_a_folder_copied_while_in_use_is_told(tmp_path: Path) -> None:
     """In the worst order: the manifest first, the journals once they were sealed and removed."""
     history = History(tmp_path / "ledger")
