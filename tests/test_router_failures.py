@@ -249,6 +249,15 @@ def test_with_a_fallback_the_row_decides_whether_it_is_asked(sim: Simulator, nam
         assert went.errors[0].error_type == row.error_type
 
 
+def test_a_spend_limit_that_only_its_code_tells_is_not_asked_about_again(sim: Simulator) -> None:
+    said = {"message": "You are out of quota for now.", "type": "rate_limit_error"}
+    told = {**said, "details": {"error_code": "enforced_spend_limit_reached"}}
+    for error, types in ((told, ["spend_limit_reached"]), (said, ["rate_limited"] * 2)):
+        sim.script(OPUS, *[Reply(status=429, body={"type": "error", "error": error})] * len(types))
+        with routing(sim.anthropic_url, sim.openrouter_url) as route:
+            assert [failure.error_type for failure in route(OPUS).errors] == types
+
+
 # Deadlines --------------------------------------------------------------------------------------
 
 
