@@ -102,7 +102,9 @@ def _play_one(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> 
             http_status=529,
         )
         clock.pass_s(latency_ms / 1000)
-        log.append(books.failed(attempt, failure, books.Cost(None, None), started_at, latency_ms, 2.0))
+        log.append(
+            books.failed(attempt, failure, books.Cost(None, None), books.Timing(started_at, latency_ms), 2.0)
+        )
         clock.pass_s(2.0)
         attempt = attempt._replace(attempt_id=uuid_utils.uuid7().hex, number=2)
         started_at = log.append(books.started(attempt))
@@ -113,7 +115,7 @@ def _play_one(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> 
     cost = books.cost_of(answer, route, prices, ledger.prices, started_at)
     whole_ms = (clock() - begun_at).total_seconds() * 1000 + random.random()
     log.append(
-        books.succeeded(attempt, answer, cost, started_at, latency_ms),
+        books.succeeded(attempt, answer, cost, books.Timing(started_at, latency_ms)),
         books.completed(attempt, answer, log.started_at, whole_ms),
     )
 
