@@ -286,3 +286,15 @@ def test_a_closed_client_can_be_used_again(sim: Simulator, openrouter: OpenRoute
     openrouter.close()
 
     assert openrouter.create_completion(model=CHAT, messages=ASK)["content"]
+
+
+def test_a_stream_that_is_refused_gives_its_connection_back_once(
+    sim: Simulator, openrouter: OpenRouterClient
+) -> None:
+    sim.script(CHAT, invalid_request(), Reply(text="left early"), Reply(text="done"))
+    with pytest.raises(ProviderError):
+        openrouter.create_completion(CHAT, ASK, stream=True).read()
+    with openrouter.create_completion(CHAT, ASK, stream=True) as stream:
+        next(iter(stream))  # the connection ends with it
+
+    assert openrouter.create_completion(CHAT, ASK)["content"] == "done"

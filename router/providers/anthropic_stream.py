@@ -16,10 +16,10 @@ from typing import Any
 from router.providers.anthropic import answer_of, code_of, request_id_of, said_by
 from router.providers.client import ToldError
 from router.providers.sse import Room
-from router.providers.wire import Answer, Reply, compact, table
+from router.providers.wire import Answer, Reply, compact, table, verbatim
 from router.streams import StreamItem, TextDelta, ThinkingDelta, ToolCallDelta
 
-_PART_OF: Mapping[object, str] = {
+_PART_OF: Mapping[str, str] = {
     "text_delta": "text",
     "thinking_delta": "thinking",
     "input_json_delta": "partial_json",
@@ -67,11 +67,13 @@ class AnthropicStream:
             case "content_block_start":
                 return self._start_block(chunk.get("index"), table(chunk.get("content_block")), data)
             case "message_start":
+                self._room.take(len(data))
                 message = table(chunk.get("message"))
                 self._message.update(message)
                 self._take_usage(message.get("usage"))
                 self.begun = True
             case "message_delta":
+                self._room.take(len(data))
                 self._end(table(chunk.get("delta")), chunk.get("usage"))
             case "ping":
                 return None
@@ -79,20 +81,26 @@ class AnthropicStream:
                 self.finished = self.done = True
             case _ if kind == "error" or "error" in chunk:
                 self.error = ToldError(code_of(chunk), said_by(chunk), data)
+            case _:
+                _typed(chunk)
         return ()
 
     def answer(self, reply: Reply) -> Answer:
-        content = [self._blocks[index].whole() for index in sorted(self._blocks)]
+        content = [block.whole() for block in self._blocks.values()]  # in the order of their items
         usage = {**self._usage, **self._breakdown()} if self._usage else None
         message = {**self._message, "content": content, "usage": usage}
         answer = answer_of(message, reply._replace(body=b""), request_id_of(reply))
-        return replace(answer, usage_json=compact(self._usage)) if self._usage else answer
+        return replace(answer, usage_json=verbatim(b"", self._usage)) if self._usage else answer
 
     def _add(self, index: object, delta: Mapping[str, Any]) -> Sequence[StreamItem]:
         self.begun = self.flowing = True
         kind = delta.get("type")
-        part = delta.get(_PART_OF.get(kind, ""))
-        if not isinstance(part, str) or not part:
+        part = delta.get(_PART_OF.get(kind, "")) if isinstance(kind, str) else None
+        if not isinstance(part, str):
+            if _typed(delta) in _PART_OF:
+                raise ValueError("a delta is no text")
+            return ()
+        if not part:
             return ()
         if kind == "thinking_delta":
             return (ThinkingDelta(part),)
@@ -105,7 +113,7 @@ class AnthropicStream:
 
     def _start_block(self, index: object, start: Mapping[str, Any], data: bytes) -> Sequence[StreamItem]:
         self.begun = self.flowing = True
-        kind = start.get("type")
+        kind = _typed(start)
         if kind == "text":
             text = start.get("text")
             block = self._block(_whole(index), {"type": "text"})
@@ -146,7 +154,7 @@ class AnthropicStream:
     def _end(self, delta: Mapping[str, Any], usage: object) -> None:
         self._message.update({key: value for key, value in delta.items() if value is not None})
         self._take_usage(usage)
-        if delta.get("stop_reason") is not None:
+        if delta.get("stop_reason"):
             self.finished = True
             self.has_usage = isinstance(usage, dict)
 
@@ -162,5 +170,18 @@ class AnthropicStream:
         return {"cache_creation": None} if is_stale else {}
 
 
+def _typed(part: Mapping[str, Any]) -> str:
+    """The type of a part, which may be one that is not known. Raises ValueError where it has none."""
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        raise ValueError("a part of the stream has no type")
+    return kind
+
+
 def _whole(index: object) -> int:
-    return index if isinstance(index, int) else -1
+    """The place of a block; those without are one. Raises ValueError for what is no place."""
+    if index is None:
+        return -1
+    if not isinstance(index, int):
+        raise ValueError("the index of a block is no number")
+    return index

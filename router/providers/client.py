@@ -102,7 +102,7 @@ class Assembler(Protocol):
     def take(self, chunk: Mapping[str, Any], data: bytes, /) -> Sequence[StreamItem] | None:
         """What a chunk adds, in items; None: it is a sign of life alone. `data` is the chunk as it came.
 
-        Raises sse.TooLong for an answer beyond all bounds.
+        Raises sse.TooLong for an answer beyond all bounds, ValueError where a part of it cannot be read.
         """
 
     def answer(self, reply: Reply, /) -> Answer:

@@ -62,9 +62,11 @@ class OpenRouterStream:
         choices = chunk.get("choices")
         if not choices:
             return ()
-        for choice in rows(choices):
-            if not choice.get("index"):  # the first answer of several, or the only one
+        for choice in _objects(choices):
+            if not (index := choice.get("index")):  # the first answer of several, or the only one
                 return self._choice(choice, data)
+            if not isinstance(index, int):
+                raise ValueError("the index of a choice is no number")
         return ()
 
     def answer(self, reply: Reply) -> Answer:
@@ -91,12 +93,12 @@ class OpenRouterStream:
     def _choice(self, choice: Mapping[str, Any], data: bytes) -> Sequence[StreamItem]:
         if choice.get("error"):
             self.error = ToldError(_code(choice["error"]), said_by(choice), data)
-        delta = table(choice.get("delta"))
-        items = self._content(delta) if delta else []
+        delta = choice.get("delta")
+        items = self._content(_object(delta)) if delta else []
         finish = choice.get("finish_reason")
         if finish == "error":
             self.error = self.error or ToldError(None, "", data)
-        elif finish is not None:
+        elif finish and isinstance(finish, str):  # some say "" until then
             self._finish = finish
             self.finished = True
         return items
@@ -107,13 +109,13 @@ class OpenRouterStream:
             self.begun = self.flowing = True
             items.append(ThinkingDelta(str(thought)))
         if content := delta.get("content"):
-            text = content if isinstance(content, str) else text_of(content)
+            text = content if isinstance(content, str) else text_of(_objects(content))
             if text:
                 items.append(TextDelta(self._kept(self._text, text)))
         if refusal := delta.get("refusal"):
             self._kept(self._refusal, str(refusal))
         if calls := delta.get("tool_calls"):
-            items += [self._fragment(row) for row in rows(calls)]
+            items += [self._fragment(row) for row in _objects(calls)]
         if annotations := delta.get("annotations"):
             kinds = {str(row.get("type")) for row in rows(annotations)}
             self._annotations |= kinds & _BILLED_ANNOTATIONS
@@ -126,7 +128,7 @@ class OpenRouterStream:
         return part
 
     def _fragment(self, row: Mapping[str, Any]) -> ToolCallDelta:
-        function = table(row.get("function")) or table(row.get("custom"))
+        function = _object(row.get("function") or row.get("custom") or {})
         call_id, called = str(row.get("id") or ""), str(function.get("name") or "")
         place = self._place_of(row.get("index"), call_id, called)
         call = self._calls[place]
@@ -148,6 +150,20 @@ class OpenRouterStream:
             self._calls.append(_Call())
             place = self._call_of[key] = len(self._calls) - 1
         return place
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """Raises ValueError for what is no JSON object: a part of the answer may have been there."""
+    if not isinstance(value, dict):
+        raise ValueError("a part of a chunk is no object")
+    return value
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    """Raises ValueError for what is no list of JSON objects."""
+    if not isinstance(value, list):
+        raise ValueError("a part of a chunk is no list")
+    return [_object(row) for row in value]
 
 
 def _code(error: object) -> object:

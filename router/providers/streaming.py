@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import httpx
 
 from ledger.events import ErrorType
+from ledger.prices import Usage
 from ledger.secrecy import Secret, frameless
 from router.errors import ProviderError
 from router.providers.client import Assembler, Dialect
@@ -39,6 +40,11 @@ from router.streams import StreamItem, TextDelta, ToolCallDelta
 FINISH_S = 2.0  # for usage, after the finish
 DONE_S = 0.1  # for the end of the body, after [DONE]: then the connection can be kept
 _MEMBERS_OF_CHUNKS = (b'"id"', b'"type"', b'"object"', b'"choices"', b'"delta"', b'"content"')
+_UNREADABLE = Answer(
+    *("", (), Usage(), "end_turn", None, None, None),
+    usage_suspect="what came cannot be read: it is nested too deeply",
+    usage_known=False,
+)
 
 _log = logging.getLogger("router")
 
@@ -87,39 +93,48 @@ class Reading:
         self._is_damaged = False  # a chunk could not be read, and a part of the answer with it
 
     def __iter__(self) -> Iterator[StreamItem]:
+        ending: BaseException
         try:
             yield from self._items()
-        except ProviderError as raised:
-            failure = frameless(raised)  # the frames of the reading hold what came, which may echo the key
-        else:
             return
-        raise failure
+        except (ProviderError, KeyboardInterrupt, SystemExit) as raised:
+            ending = frameless(raised)  # the frames of the reading hold what came, which may echo the key
+        raise ending
 
     def _items(self) -> Iterator[StreamItem]:
         ask = self._ask
         opened = begin(ask.channel, ask.provider, ask.url, ask.headers, ask.body, self._patience)
+        if not 200 <= opened.status < 300 or "json" in opened.headers.get("content-type", ""):
+            self.answer = self._read_whole(opened)
+            yield from _items_of(self.answer)
+            return
+        head = self._head = Reply(opened.status, opened.headers, b"")
         try:
-            if not 200 <= opened.status < 300 or "json" in opened.headers.get("content-type", ""):
-                self.answer = self._read_whole(opened)
-                yield from _items_of(self.answer)
-                return
-            self._head = Reply(opened.status, opened.headers, b"")
             for events in self._events(opened):
                 self._has_events = self._has_events or bool(events)
                 for data in events:
                     yield from self._taken(data)
+        except TooLong as error:  # all of it together
+            self._trouble = error
         finally:
             opened.close()
-        self.answer = self._whole_answer(self._head)
+        self.answer = self._whole_answer(head)
 
     def partial(self) -> Answer | None:
         """What came so far of an answer that is not whole; None: nothing that could have been billed."""
         if self._head is None or not self._assembler.begun:
             return None
-        return answer_without_key(self._ask.key, self._assembler.answer(self._head))
+        return self._put_together(self._head) or _UNREADABLE
+
+    def _put_together(self, head: Reply) -> Answer | None:
+        """What has come; None where it is nested too deeply to be read."""
+        try:
+            return answer_without_key(self._ask.key, self._assembler.answer(head))
+        except RecursionError:
+            return None
 
     def _read_whole(self, opened: Opened) -> Answer:
-        """The answer, or the error, of a provider that does not stream it."""
+        """The answer, or the error, of a provider that does not stream it; closes what was opened."""
         ask = self._ask
         outcome: Answer | ProviderError
         try:
@@ -172,40 +187,39 @@ class Reading:
 
     def _taken(self, data: bytes) -> Sequence[StreamItem]:
         """The items of one event."""
+        data = data.lstrip()
         if data.startswith(b"[DONE]"):
             self._assembler.done = True
             return ()
         try:
             chunk = chunk_of(data)
-        except ValueError:
-            chunk = None
-        if isinstance(chunk, dict):
-            items = self._assembler.take(chunk, data)
-            self._is_heard = self._is_heard or items is not None
-            return items or ()
+            if isinstance(chunk, dict):
+                items = self._assembler.take(chunk, data)
+                self._is_heard = self._is_heard or items is not None
+                return items or ()
+        except (ValueError, RecursionError):  # no JSON, or no chunk
+            pass
         self._has_noise = True
-        self._is_damaged = self._is_damaged or any(member in data for member in _MEMBERS_OF_CHUNKS)
-        _log.debug("an event of %s, of %d bytes, is no JSON object", self._ask.provider, len(data))
+        self._is_damaged = self._is_damaged or _may_be_a_chunk(data)
+        _log.debug("an event of %s, of %d bytes, cannot be read", self._ask.provider, len(data))
         return ()
 
     # its end
 
     def _whole_answer(self, head: Reply) -> Answer:
         """What was put together. Raises ProviderError where it is not all of the answer."""
-        ask, state = self._ask, self._assembler
-        failure = self._failure(head)
-        if failure is not None:
-            raise failure
-        return answer_without_key(ask.key, state.answer(head))
+        is_whole = not self._assembler.error and self._is_whole()
+        answer = self._put_together(head) if is_whole else None
+        if answer is None:
+            raise self._failure(head)
+        return answer
 
-    def _failure(self, head: Reply) -> ProviderError | None:
+    def _failure(self, head: Reply) -> ProviderError:
         ask, state = self._ask, self._assembler
-        request_id = ask.dialect.request_id_of(head)
+        request_id = ask.key.hidden_in(ask.dialect.request_id_of(head) or "") or None
         if state.error:
             said = state.error._replace(said=ask.key.hidden_in(state.error.said))
             return failure_in_stream(ask.provider, head, said, self.partial(), request_id, state.has_usage)
-        if self._is_whole():
-            return None
         if not self._has_events and self._trouble is None:
             return failure_to_read(ask.provider, head, "it has neither JSON nor events", request_id)
         error_type, why = self._why_broken()
@@ -232,9 +246,17 @@ class Reading:
             return "malformed_response", f"the answer of {host} cannot be read: {unquoted(trouble)}"
         if trouble is not None:
             return "stream_interrupted", f"the answer of {host} was cut: {unquoted(trouble)}"
+        if self._is_whole():
+            return "malformed_response", f"the answer of {host} cannot be read: it is nested too deeply"
         if self._has_noise:
             return "stream_interrupted", f"a part of the answer of {host} cannot be read"
         return "stream_interrupted", f"the answer of {host} ended before its finish"
+
+
+def _may_be_a_chunk(data: bytes) -> bool:
+    """Whether what cannot be read may have been a chunk, or the beginning of one."""
+    is_begun = data.startswith(b"{") and data[1:].lstrip()[:1] in (b"", b'"')
+    return is_begun or any(member in data for member in _MEMBERS_OF_CHUNKS)
 
 
 def _items_of(answer: Answer) -> Iterator[StreamItem]:

@@ -59,7 +59,7 @@ class Opened(NamedTuple):
     headers: Mapping[str, str]
     pieces: Iterable[bytes]
     encoding: str | None
-    close: Callable[[], None]  # to be called by whoever opened it, whatever happened
+    close: Callable[[], None]  # to be called once by whoever opened it, whatever happened
 
 
 class Channel(Protocol):
