@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
@@ -40,7 +40,7 @@ from router import (
     ProviderError,
     RouteExhausted,
 )
-from router.simulator import Reply, Simulator, cut, reset, silent
+from router.simulator import Broken, Reply, Simulator, cut, event_stream, reset, silent
 
 _ROOT = Path(__file__).resolve().parent.parent
 CANARY = "sk-or-v1-CaNaRy0123456789abcdef"
@@ -270,6 +270,114 @@ def test_a_key_that_comes_back_as_no_http_shows_nowhere(
     assert_hidden("".join(shown))
     assert_hidden(logged.getvalue())
     assert logged.getvalue().count("send_request_headers.complete") == len(NO_HTTP)
+
+
+def events(*chunks: object) -> bytes:
+    texts = [chunk if isinstance(chunk, str) else json.dumps(chunk) for chunk in chunks]
+    return "".join(f"data: {text}\n\n" for text in texts).encode()
+
+
+def echoes_of_openrouter(key: str) -> list[Reply]:
+    """Streams that say the key, wherever a stream can say anything."""
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in key)
+    usage = {"prompt_tokens": 9, "completion_tokens": 9, "note": key}
+    begun = {
+        "id": key,
+        "model": f"of {key}",
+        "provider": key.upper(),
+        "choices": [{"delta": {"content": "so"}}],
+    }
+    ended = {"choices": [{"finish_reason": key}], "usage": usage, "service_tier": key}
+    refused = {"error": {"message": f"no such key: {key}", "code": 401}}
+    headers = {"x-generation-id": key, "x-request-id": key, "retry-after": key, "x": key}
+    return [
+        event_stream(events(begun, {"error": {"metadata": {"raw": f'{{"k":"{escaped}"}}'}, "code": key}})),
+        event_stream(events(refused)),
+        event_stream(events(begun, refused)),
+        event_stream(events(begun, {"choices": [{"error": {"message": escaped}, "finish_reason": "error"}]})),
+        event_stream(events(begun, f'{{"choices": {key}', ended)),
+        event_stream(events(begun, "x" * (75 - len(key) // 2) + key, ended, "[DONE]")),
+        event_stream(events(begun)),
+        event_stream(events(f"<b>{key}</b>")),
+        event_stream(f"{key}\n\n".encode()),
+        replace(event_stream(events(begun, refused)), headers=headers),
+        replace(event_stream(events(begun)), headers={**headers, "content-encoding": key}),
+        replace(event_stream(events(begun, ended)), headers={**headers, "content-type": "application/json"}),
+        replace(event_stream(events(begun, ended, "[DONE]"), split=3), headers=headers),
+        replace(event_stream(events(begun), split=7), broken=Broken(after="usage", then="open")),
+        replace(event_stream(events(begun, key), split=7), cut_after=120),
+        Reply(status=401, body=refused, headers=headers),
+    ]
+
+
+def echoes_of_anthropic(key: str) -> list[Reply]:
+    usage = {"input_tokens": 9, "output_tokens": 1, "service_tier": key, "note": [key]}
+    message = {"id": key, "model": f"of {key}", "usage": usage}
+    said = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "so"}}
+    begun = events({"type": "message_start", "message": message}, said)
+    refused = {"type": "error", "error": {"type": "authentication_error", "message": f"no such key: {key}"}}
+    ended = {"type": "message_delta", "delta": {"stop_reason": key}, "usage": {key: key, "output_tokens": 9}}
+    return [
+        event_stream(events(refused)),
+        event_stream(begun + events(refused)),
+        replace(event_stream(begun), headers={"request-id": key}),
+        event_stream(begun + events(f'{{"type": "{key}', ended)),
+        replace(event_stream(begun + events(ended, {"type": "message_stop"})), headers={"request-id": key}),
+    ]
+
+
+@pytest.mark.parametrize("key", [CANARY, ODD], ids=["a key", "an odd key"])
+def test_a_key_that_a_stream_echoes_shows_nowhere(
+    sim: Simulator, logged: io.StringIO, tmp_path: Path, key: str
+) -> None:
+    folder, shown = tmp_path / "ledger", []
+    echoes = [(CHAT, one) for one in echoes_of_openrouter(key)]
+    echoes += [(OPUS, one) for one in echoes_of_anthropic(key)]
+    with (
+        AnthropicClient(key, base_url=sim.anthropic_url) as anthropic,
+        OpenRouterClient(key, base_url=sim.openrouter_url) as openrouter,
+        Ledger.open(folder) as ledger,
+    ):
+        router = LLMRouter(anthropic, openrouter, CostTracker(ledger), max_retries=0, circuit=False)
+        for number, (model, reply) in enumerate(echoes):
+            task = "analyze_page" if model == CHAT else "plan_crawl_strategy"
+            for is_left in (False, True):
+                sim.script(model, reply)
+                stream = router.stream(task, ASK, session_id="s-1", timeout_s=0.5)
+                try:
+                    for _ in stream:
+                        if is_left:
+                            break
+                    stream.close()
+                except RouteExhausted as failed:
+                    shown += [everything_shown_of(failed, as_rich=number < 1), *map(repr, failed.attempts)]
+                shown += [repr(stream), repr(vars(stream)["_items"])]
+    assert_hidden("".join(shown) + printed_by_the_report(folder) + files_of(folder))
+    assert_hidden(logged.getvalue())
+    assert "cannot be read" in logged.getvalue()  # what is no chunk is told of
+    assert "attempt_cancelled" in files_of(folder)
+
+
+def test_a_stream_that_is_interrupted_does_not_show_what_it_echoed() -> None:
+    """Ctrl-C comes through frames that hold what has just been read."""
+    echo = events({"id": ODD, "choices": [{"delta": {"content": "so"}}]}, f'{{"choices": {ODD}')
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+
+    def act(connection: socket.socket, leaving: threading.Event) -> None:
+        read_request(connection)
+        connection.sendall(head + f"x: {ODD}\r\n\r\n".encode() + echo)
+        shown.wait(5)
+        signal.raise_signal(signal.SIGINT)
+        leaving.wait(5)
+
+    shown = threading.Event()
+    with OneShotServer(act) as server, OpenRouterClient(ODD, base_url=server.url) as client:
+        stream = client.create_completion(CHAT, ASK, stream=True)
+        with pytest.raises(KeyboardInterrupt) as left:
+            for _ in stream:
+                shown.set()
+
+    assert_hidden(everything_shown_of(left.value))
 
 
 @pytest.mark.parametrize("how", ["waiting", "sending", "through a proxy"])
