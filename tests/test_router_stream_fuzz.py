@@ -327,7 +327,7 @@ def changed_streams(draw: st.DrawFn) -> tuple[Any, list[Any]]:
     return dialect, with_part(chunks, path, draw(st.just(...) | values))
 
 
-@settings(BOUNDED, max_examples=200)
+@settings(BOUNDED, max_examples=120)
 @given(changed_streams())
 def test_so_is_a_stream_with_one_part_changed(changed: tuple[Any, list[Any]]) -> None:
     dialect, chunks = changed
@@ -335,7 +335,7 @@ def test_so_is_a_stream_with_one_part_changed(changed: tuple[Any, list[Any]]) ->
 
 
 ODD = [
-    *("NaN", "1e999999999", "9" * 5_000, "-1", "0.1", "null", "true", "[]", "{}", "[[]]", '""', '"0"'),
+    *("NaN", "1e999999999", "9" * 5_000, "-1", "null", "[]", "{}", '""'),
     *('"\\ud800"', '"\\u0000"', '"' + "x" * 50_000 + '"', '{"type": []}', '[{"type": {}}]', '"error"'),
     *("[" * 900 + "]" * 900, "[" * 5_000 + "]" * 5_000),
     *('{"a":' * 400 + "1" + "}" * 400, '{"usage": {"usage": {}}}'),
@@ -420,7 +420,7 @@ def test_each_event_cut_anywhere_is_a_failure_or_no_part_of_the_answer() -> None
                 assert_the_same_or_a_failure(stream, outcome)
 
 
-@settings(BOUNDED, max_examples=150)
+@settings(BOUNDED, max_examples=80)
 @given(one_of_a_stream(), st.integers(0, 10_000))
 def test_a_stream_that_ends_anywhere_is_whole_or_a_failure(chosen: tuple[Recorded, int], cut: int) -> None:
     stream, at = chosen
