@@ -15,11 +15,10 @@ with (
     ) as stream,
 ):
     for item in stream:
-        match item:
-            case TextDelta(text):
-                print(text, end="", flush=True)
-            case Restarted(reason, tier, model):  # it broke off: what was shown is void
-                print(f"\n--- {reason}: {model} ({tier}) begins anew ---")
+        if isinstance(item, TextDelta):
+            print(item.text, end="", flush=True)
+        elif isinstance(item, Restarted):  # it broke off: what was shown is void
+            print(f"\n--- {item.reason}: {item.model} ({item.tier}) begins anew ---")
 
 response = stream.response  # as route() returns it
 print(f"\n\n{response['model']}: {response['usage']['output_tokens']} tokens, {response['latency_s']:.1f} s")
