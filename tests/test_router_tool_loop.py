@@ -142,7 +142,9 @@ def router(sim: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
         AnthropicClient("sk-ant-test-key", base_url=sim.anthropic_url) as anthropic,
         OpenRouterClient("sk-or-test-key", base_url=sim.openrouter_url) as openrouter,
     ):
-        yield LLMRouter(anthropic, openrouter, CostTracker(ledger), circuit=False, max_retries=0, backoff=wait_none())
+        yield LLMRouter(
+            anthropic, openrouter, CostTracker(ledger), circuit=False, max_retries=0, backoff=wait_none()
+        )
 
 
 def script(sim: Simulator, goes_down: str, carries_on: str) -> None:
