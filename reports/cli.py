@@ -88,6 +88,8 @@ _ONCE = (
     "--limit",
     "--seed",
     "--expect-head",
+    "--date",
+    "--out",
 )
 
 LedgerOption = Annotated[
@@ -237,6 +239,26 @@ def backup(
     from reports.integrity import backup_text
 
     return _Text(backup_text(backup_ledger(_ledger_path(ledger), destination)))
+
+
+@app.command(cls=PlainCommand)
+def nightly(
+    date: Annotated[
+        str, typer.Option("--date", help="The day: 2026-11-22, today or yesterday.")
+    ] = "yesterday",
+    out: Annotated[str, typer.Option("--out", help="The folder to write to.")] = "data/nightly",
+    ledger: LedgerOption = None,
+    tz: TzOption = "UTC",
+) -> _Text:
+    """Seal, verify, and write a day's page, with its figures as JSON, CSV and Parquet."""
+    from reports.nightly import day_of
+    from reports.nightly import nightly as report_on
+
+    now = datetime.now(UTC)
+    day = day_of(date, tz, now)
+    is_over = day < day_of("today", tz, now)
+    done = report_on(_ledger_path(ledger), day, Path(out).expanduser(), tz=tz, is_over=is_over)
+    return _Text(f"{done.summary}\n", 0 if done.is_well else 1)
 
 
 @app.command(cls=PlainCommand)

@@ -58,7 +58,7 @@ def spend_by_day(night: Night) -> str:
     highest = max((float(_cost(row for row in shown if row.day == day)) for day in days), default=0.0)
     x = alt.X("day:O", sort=None, title=None, scale=alt.Scale(domain=[*map(_short, days)], paddingInner=0.25))
     bars = (
-        alt.Chart(alt.Data(values=values))
+        alt.Chart(alt.InlineData(values=values))
         .mark_bar()
         .encode(
             x=x.axis(values=[_short(day) for day in days[::-7]], labelAngle=0, ticks=False),
@@ -107,9 +107,13 @@ def latencies(night: Night) -> str:
         {"model": name, "p50": (row.latency_ms_p50 or 0) / 1000, "p95": (row.latency_ms_p95 or 0) / 1000}
         for name, row in zip(names, models, strict=True)
     ]
-    base = alt.Chart(alt.Data(values=values))
+    base = alt.Chart(alt.InlineData(values=values))
     y = alt.Y("model:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False, labelLimit=170))
-    x = alt.X("p50:Q", title="seconds: median ● to 95th percentile |", scale=alt.Scale(domainMin=0, nice=True))
+    x = alt.X(
+        "p50:Q",
+        title="seconds, from the median (●) to the 95th percentile",
+        scale=alt.Scale(domainMin=0, nice=True),
+    )
     span = base.mark_rule(strokeWidth=3, color=_ACCENT, opacity=0.45).encode(y=y, x=x, x2="p95:Q")
     median = base.mark_circle(size=90, color=_ACCENT, opacity=1).encode(y=y, x=x)
     slowest = base.mark_tick(thickness=3, size=14, color=_ACCENT).encode(y=y, x="p95:Q")
@@ -131,7 +135,7 @@ def _cumulative(
     x = x.axis(grid=False, tickMinStep=1, values=[*range(0, last + 1, 6 if last <= 25 else 7)])
     colors = alt.Scale(domain=list(lines), range=[_ACCENT, _QUIET])
     legend = alt.Legend(orient="top", symbolType="stroke") if len(lines) > 1 else None
-    base = alt.Chart(alt.Data(values=values)).encode(x=x, y=_usd_axis(highest))
+    base = alt.Chart(alt.InlineData(values=values)).encode(x=x, y=_usd_axis(highest))
     drawn: Any = base.mark_area(opacity=0.12, color=_ACCENT, line=False).transform_filter(
         alt.FieldEqualPredicate(field="line", equal=next(iter(lines)))
     )
@@ -143,12 +147,12 @@ def _cumulative(
     return _svg(drawn)
 
 
-def _rule(limit: Row) -> alt.LayerChart:
+def _rule(limit: Row) -> Any:
     """A budget's line, with its name on it."""
     import altair as alt
 
     value = {"usd": float(limit.limit_usd or 0), "label": f"{limit.mode} limit of the {limit.scope}"}
-    base = alt.Chart(alt.Data(values=[value])).encode(y="usd:Q")
+    base = alt.Chart(alt.InlineData(values=[value])).encode(y="usd:Q")
     dash = [5, 3] if limit.mode == "warn" else [1, 0]
     text = base.mark_text(align="left", x=6, dy=10, color=LIMIT[0], fontSize=11).encode(text="label:N")
     return base.mark_rule(color=LIMIT[0], strokeWidth=1.5, strokeDash=dash) + text

@@ -120,12 +120,14 @@ _OF_REQUESTS = """
     coalesce(sum(fallbacks), 0)::bigint as fallbacks,
     coalesce(sum(retries), 0)::bigint as retries
 """
+# A sum of floats depends on its order, which threads change; one of decimals does not.
 _SPEED = """
     quantile_cont(latency_ms, 0.50) filter (where outcome = 'succeeded') as latency_ms_p50,
     quantile_cont(latency_ms, 0.95) filter (where outcome = 'succeeded') as latency_ms_p95,
     quantile_cont(first_token_ms, 0.50) filter (where outcome = 'succeeded') as first_token_ms_p50,
-    sum(output_tokens) filter (where outcome = 'succeeded')
-        / nullif(sum(latency_ms / 1000) filter (where outcome = 'succeeded'), 0) as output_tokens_per_s
+    sum(output_tokens) filter (where outcome = 'succeeded') * 1000
+        / nullif(sum(try_cast(latency_ms as decimal(18, 3))) filter (where outcome = 'succeeded'), 0)
+        as output_tokens_per_s
 """
 _MEASURES = f"{_OF_REQUESTS}, {_OF_ATTEMPTS}, {_SPEED}"
 
@@ -305,7 +307,8 @@ def _sessions(connection: duckdb.DuckDBPyConnection) -> Iterator[Row]:
 def _unwell(connection: duckdb.DuckDBPyConnection) -> Iterator[Row]:
     """Failures of the day; what has no price; and all that is in doubt or in flight, whenever it began."""
     failures = (
-        f"select provider, model, error_type, arg_max(error_message, started_at) as error_message,"
+        "select provider, model, error_type,"
+        " arg_max(error_message, (started_at, error_message)) as error_message,"
         f" {_OF_ATTEMPTS} from counted where day = getvariable('day') and {_FAILED}"
         " group by provider, model, error_type order by attempts desc, provider, model, error_type"
     )

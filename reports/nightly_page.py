@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reports import nightly_charts as charts
-from reports.nightly_figures import NOTHING, TOP, Night, Row, is_over
-from reports.render import UNKNOWN, Column, Kind, Table, harmless, shown
+from reports.nightly_figures import DAYS_SHOWN, NOTHING, TOP, Night, Row, is_over
+from reports.render import UNKNOWN, Column, Table, harmless, shown
 
 if TYPE_CHECKING:
     from datetime import date
@@ -93,7 +93,7 @@ def page(night: Night | None, day: date, tz: str, integrity: Integrity) -> bytes
             title=f"{day:%A}, {day.day} {day:%B %Y}",
             date=day.isoformat(),
             tz=harmless(tz),
-            style=Markup(style),  # noqa: S704 - our own file
+            style=Markup(style),
             style_hash=hashed,
             is_sound=integrity.is_sound,
             alerts=[*_of_integrity(integrity), *(_of_money(night) if night else ())],
@@ -111,7 +111,9 @@ def page(night: Night | None, day: date, tz: str, integrity: Integrity) -> bytes
 def _style() -> str:
     """The style sheet, and each colour of the pictures once more for the dark."""
     dark = [
-        f'svg [{of}="{light}"] {{ {of}: {dark} }}' for light, dark in charts.PALETTE for of in ("fill", "stroke")
+        f'svg [{of}="{light}"] {{ {of}: {dark} }}'
+        for light, dark in charts.PALETTE
+        for of in ("fill", "stroke")
     ]
     text = (_TEMPLATES / "nightly.css").read_text("utf-8")
     return text + "@media screen and (prefers-color-scheme: dark) {\n" + "\n".join(dark) + "\n}\n"
@@ -125,9 +127,8 @@ def _of_integrity(integrity: Integrity) -> list[Alert]:
     for finding in integrity.findings[:TOP]:
         where = finding.file or "the ledger"
         alerts.append(Alert(f"Damaged: {_cut(where)}", _cut(f"{finding.what}. To do: {finding.remedy}", 400)))
-    if more := len(integrity.findings) - TOP:
-        if more > 0:
-            alerts.append(Alert("Damaged", f"and {more:,} more findings; bughive-costs verify names them"))
+    if (more := len(integrity.findings) - TOP) > 0:
+        alerts.append(Alert("Damaged", f"and {more:,} more findings; bughive-costs verify names them"))
     return alerts
 
 
@@ -152,12 +153,12 @@ def _of_money(night: Night) -> list[Alert]:
 # the head
 
 
-def _changes(night: Night) -> list[str]:
-    cost = night.one("day").cost_usd
-    return [
-        f"{_change(cost, night.one(section).cost_usd)} {words}"
-        for section, words in (("day_before", "on the day before"), ("week_before", "on the week before"))
-    ]
+def _changes(night: Night) -> list[Stat]:
+    """Against the day before, and the same day of the week before."""
+    now = night.one("day").cost_usd
+    names = {"day_before": "the day before", "week_before": f"the {night.days.day:%A} before"}
+    costs = {name: night.one(section).cost_usd for section, name in names.items()}
+    return [Stat(f"on {name}, {_short_usd(then)}", _change(now, then)) for name, then in costs.items()]
 
 
 def _change(now: Decimal | None, then: Decimal | None) -> str:
@@ -174,27 +175,33 @@ def _change(now: Decimal | None, then: Decimal | None) -> str:
 
 
 def _stats(night: Night) -> list[Stat]:
-    day, month = night.one("day"), night.one("month")
-    requests, before = day.requests or 0, night.one("day_before").requests or 0
-    answered = f"{shown((day.succeeded_requests or 0) / requests, 'share')} answered" if requests else ""
-    outstanding = night.of("in_doubt")
+    day, month, outstanding = night.one("day"), night.one("month"), night.of("in_doubt")
     in_doubt = sum(row.in_doubt_attempts or 0 for row in outstanding)
+    most = _most(outstanding, "in_doubt_ceiling_usd") if in_doubt else "no attempt"
+    unpriced = day.unpriced_attempts or 0
+    missing = _most([day], "unpriced_ceiling_usd") if unpriced else "every attempt has a price"
     return [
-        Stat("This month", _short_usd(month.cost_usd), f"since {month.day.day if month.day else 1} {night.days.day:%B}"),
-        Stat("Requests", f"{requests:,}", f"{answered}; {before:,} the day before" if answered else ""),
-        Stat("Failed attempts", f"{day.failed_attempts or 0:,}", f"of {day.attempts or 0:,}; {_cost_of_failures(day)}"),
+        Stat("This month", _short_usd(month.cost_usd), f"since 1 {night.days.day:%B}"),
+        Stat("Requests", f"{day.requests or 0:,}", _answered(night)),
+        Stat("Failed attempts", f"{day.failed_attempts or 0:,}", _cost_of_failures(day)),
         Stat("Retries and fallbacks", f"{day.retries or 0:,} + {day.fallbacks or 0:,}"),
-        Stat("In doubt", f"{in_doubt:,}", _most(outstanding, "in_doubt_ceiling_usd") if in_doubt else "no attempt"),
-        Stat(
-            "Unpriced",
-            f"{day.unpriced_attempts or 0:,}",
-            _most([day], "unpriced_ceiling_usd") if day.unpriced_attempts else "every attempt has a price",
-        ),
+        Stat("In doubt", f"{in_doubt:,}", most),
+        Stat("Unpriced", f"{unpriced:,}", missing),
     ]
 
 
+def _answered(night: Night) -> str:
+    day, before = night.one("day"), night.one("day_before").requests or 0
+    if not day.requests:
+        return f"{before:,} the day before"
+    return (
+        f"{shown((day.succeeded_requests or 0) / day.requests, 'share')} answered; {before:,} the day before"
+    )
+
+
 def _cost_of_failures(day: Row) -> str:
-    return f"they cost {_short_usd(day.failed_cost_usd)}" if day.failed_cost_usd else "no known cost"
+    cost = f"they cost {_short_usd(day.failed_cost_usd)}" if day.failed_cost_usd else "no known cost"
+    return f"of {day.attempts or 0:,}; {cost}"
 
 
 def _most(rows: Sequence[Row], ceiling: str) -> str:
@@ -213,7 +220,7 @@ def _pictures(night: Night) -> list[Picture]:
         (
             "Spend by day and tier",
             charts.spend_by_day,
-            f"Bars of {charts.DAYS_SHOWN} days, the last at {_short_usd(day.cost_usd)}.",
+            f"Bars of {DAYS_SHOWN} days, the last at {_short_usd(day.cost_usd)}.",
         ),
         (
             "The month against its budget",
@@ -387,7 +394,7 @@ def _in_doubt(night: Night) -> Grid:
         Column("in_flight_attempts", "In flight", "count", if_any=True),
         Column("in_flight_ceiling_usd", "In flight, at most", "usd", if_any=True),
     ]
-    note = "Sent, and how they ended is not known; not in the cost until settled. From all days up to this one."
+    note = "Sent, and how they ended is not known: not in the cost until settled. Of all days up to this one."
     return Grid("In doubt", Table("", columns, rows), note, None, "No attempt is in doubt.")
 
 
@@ -436,6 +443,3 @@ def _short_usd(amount: Decimal | None) -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-__all__ = ["Grid", "Integrity", "Kind", "page"]

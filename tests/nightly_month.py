@@ -1,6 +1,6 @@
 """Five weeks of crawls in a ledger: what a nightly page has to show, failures and hostile names included.
 
-    python tests/nightly_month.py FOLDER      makes it; the same each time
+python tests/nightly_month.py FOLDER      makes it; the same each time
 """
 
 from __future__ import annotations
