@@ -172,7 +172,7 @@ def _usd_axis(highest: float) -> alt.Y:
 
 
 def _svg(chart: Any) -> str:
-    """Drawn at once and alone: the page's SVG has neither ids nor styles of its own."""
+    """Drawn by itself, without ids or styles; hidden from screen readers, whom the page tells in words."""
     import altair as alt
     import vl_convert
 
@@ -181,7 +181,8 @@ def _svg(chart: Any) -> str:
     ).to_dict()
     spec["config"] = _CONFIG
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    return vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[])
+    drawn = vl_convert.vegalite_to_svg(spec, vl_version=version, allowed_base_urls=[])
+    return drawn.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 
 _CONFIG = {

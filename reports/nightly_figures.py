@@ -144,13 +144,14 @@ with counted as (
     select
         started_at, tier, provider, model, task, session_id, 0 as requests, 1 as attempts, outcome, billing,
         is_unpriced, is_ceiling_broken, reserved_usd, cost_usd, list_cost_usd, input_tokens, output_tokens,
-        latency_ms, first_token_ms, coalesce(error_type, outcome) as error_type, error_message
+        latency_ms, first_token_ms, coalesce(error_type, outcome) as error_type,
+        nullif(error_message, '') as error_message
     from attempts
     where started_at::date in ($day, $day_before, $week_before)
 )
 select
     * exclude (started_at), started_at, started_at::date as day,
-    ((epoch(started_at) - epoch(started_at::date::timestamptz)) // 3600)::bigint as hour
+    floor((epoch(started_at) - epoch(started_at::date::timestamptz)) / 3600)::bigint as hour
 from counted
 """
 _BY_DAY = f"""

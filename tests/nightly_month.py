@@ -1,4 +1,4 @@
-"""Five weeks of crawls in a ledger: what a nightly page has to show, failures and hostile names included.
+"""Five weeks of crawls in a ledger: what a nightly page has to show, with failures and budgets.
 
 python tests/nightly_month.py FOLDER      makes it; the same each time
 """
@@ -32,12 +32,12 @@ _TASKS = {
 _SITES = ("shop", "blog", "bank", "forum", "intranet", "travel")
 
 
-def month_of_crawls(path: Path, requests_a_day: int = 40, seed: int = 7) -> History:
-    """A history of LAST_DAY and the DAYS before it, with a hard budget of the month and one to warn a day."""
+def month_of_crawls(path: Path, days: int = DAYS, requests_a_day: int = 40, seed: int = 7) -> History:
+    """A history of the days up to LAST_DAY, with a hard budget of the month and one that warns of a day."""
     chance = random.Random(seed)
     history = History(path)
-    for number in range(DAYS):
-        day = LAST_DAY - timedelta(days=DAYS - 1 - number)
+    for number in range(days):
+        day = LAST_DAY - timedelta(days=days - 1 - number)
         weekday = 0.35 if day.weekday() > 4 else 1.0
         count = int(requests_a_day * weekday * chance.uniform(0.75, 1.25))
         history.play("\n".join(_request(chance, day, which) for which in range(count)))

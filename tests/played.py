@@ -15,6 +15,7 @@ attempt at all). A request ends as its last attempt does. Each attempt takes a s
     list billed                                USD; list is what the price book says unless given, or none
     ceiling                                    USD reserved
     settle                                     USD by which a later word corrects it; its billing: settled_as
+    says                                       the provider's words, of an HTTP status
 """
 
 from __future__ import annotations
@@ -220,6 +221,7 @@ class _Attempt:
             billing_rule="error_status",
             http_status=status,
             error_type=_ERRORS.get(status, "server_error"),  # type: ignore[arg-type]
+            error_message=self.options.get("says", ""),
         )
 
     def _end(self, outcome: BaseModel, request_started_at: datetime) -> BaseModel:
