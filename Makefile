@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test torture lint typecheck wheel bench clean
+.PHONY: help venv demo test torture lint typecheck wheel bench picture clean
 
 help:  ## show this
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ wheel: $(STAMP)  ## the wheel, in dist/
 
 bench: $(STAMP)  ## the benchmarks
 	@for name in route import report messages answer stream ledger; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+
+picture: $(STAMP)  ## docs/nightly.png, the nightly page as README shows it; needs Chromium
+	@$(BIN)/python tests/nightly_picture.py docs/nightly.png
 
 clean:  ## remove build results and caches; .venv and data/ stay
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ _MOST_ROWS = 20
 
 
 class Grid(NamedTuple):
-    """A table with its note. `shares`: 0..1 for a bar per row; `empty`: what is said instead of no row."""
+    """A table. `shares`: 0..1, a bar after each row's first amount; `empty`: what is said without a row."""
 
     title: str
     table: Table
@@ -61,11 +61,11 @@ def _budgets(night: Night) -> Grid:
     dicts = [row._asdict() | {"name": budget_name(row), "state": _state(row)} for row in rows]
     columns = [
         Column("name", "Budget", "text"),
-        Column("mode", "Mode", "text"),
-        Column("limit_usd", "Limit", "usd"),
         Column("spent_usd", "Spent", "usd"),
+        Column("limit_usd", "Limit", "usd"),
         Column("in_doubt_usd", "In doubt", "usd", if_any=True),
         Column("left_usd", "Left", "usd"),
+        Column("mode", "Mode", "text"),
         Column("state", "State", "text"),
     ]
     shares = [_share(row.spent_usd, row.limit_usd) for row in rows]
@@ -95,7 +95,7 @@ def _by_key(night: Night, title: str, section: str, heading: str, more: Sequence
         for row, cells in zip(rows, dicts, strict=True):
             cells["change"] = change(row.cost_usd, before.get(row.tier, NOTHING))
         total["change"] = change(night.one("day").cost_usd, night.one("day_before").cost_usd)
-    columns = [Column(section, heading, "text"), *_COUNTED, _COST, *more]
+    columns = [Column(section, heading, "text"), _COST, *more, *_COUNTED]
     return Grid(title, Table("", columns, dicts, total), "", _shares(night, rows), "Nothing was asked.")
 
 
@@ -119,7 +119,7 @@ def _sessions(night: Night) -> Grid:
         name = cells["session_id"]
         is_rest = cells["section"] == "session_rest"
         cells["session_id"] = "all others" if is_rest else "(no session)" if name is None else cut(name)
-    columns = [Column("session_id", "Session", "text"), *_COUNTED, _COST]
+    columns = [Column("session_id", "Session", "text"), _COST, *_COUNTED]
     total = _totalled(night, "session_id")
     return Grid(
         "Top sessions", Table("", columns, dicts, total), "", _shares(night, rows), "Nothing was asked."
@@ -137,13 +137,13 @@ def _models(night: Night) -> Grid:
     ]
     columns = [
         Column("model", "Model", "text"),
+        _COST,
         Column("attempts", "Attempts", "count"),
         Column("success", "Success", "share"),
         Column("latency_ms_p50", "ms p50", "ms"),
         Column("latency_ms_p95", "ms p95", "ms"),
         Column("first_token_ms_p50", "ms to first token", "ms", if_any=True),
         Column("output_tokens_per_s", "Tokens per s", "ms"),
-        _COST,
         Column("cost_per_success_usd", "Cost per answer", "usd"),
         Column("failed_cost_usd", "Lost on failures", "usd"),
     ]
