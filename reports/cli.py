@@ -67,7 +67,7 @@ app = typer.Typer(
     cls=PlainGroup,
     help="What every request, retry and fallback cost.",
     epilog=(
-        "Exit status: 0 fine, 1 no such session or damage found,"
+        "Exit status: 0 fine, 1 no such session, damage found or a budget broken,"
         " 2 wrong usage or an unreadable ledger, 130 interrupted."
     ),
     add_completion=False,

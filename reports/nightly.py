@@ -54,7 +54,7 @@ def nightly(ledger: Path, day: date, out: Path, *, tz: str = "UTC", is_over: boo
     night, integrity = _read(root, day, tz, integrity)
     contents = as_files(night, day, tz, integrity) | {"html": page(night, day, tz, integrity)}
     files = _write(folder, {f"{STEM}-{day}.{suffix}": content for suffix, content in contents.items()})
-    summary = "; ".join(_words(night, day, integrity, is_over, out / files[-1].name))
+    summary = harmless("; ".join(_words(night, day, integrity, is_over, out / files[-1].name)))
     return Done(summary, integrity.is_sound and not _broken(night), files)
 
 
@@ -156,4 +156,4 @@ def _words(night: Night | None, day: date, integrity: Integrity, is_over: bool, 
     if integrity.findings:
         yield f"damaged: {counted(len(integrity.findings), 'finding')}"
     yield from integrity.problems
-    yield harmless(str(page))
+    yield str(page)
