@@ -59,6 +59,8 @@ class PlainGroup(_Plain, TyperGroup):
 def _as_given(required: bool, otherwise: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
     if isinstance(value, str) or (value is None and not required):
         return value
+    if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+        return list(value)
     return otherwise(context, value)
 
 
@@ -78,7 +80,6 @@ app = typer.Typer(
 INTERRUPTED = 130
 _ONCE = (
     "--session",
-    "--by",
     "--since",
     "--until",
     "--last",
@@ -98,7 +99,15 @@ TzOption = Annotated[str, typer.Option("--tz", help="Where days begin, such as E
 FormatOption = Annotated[str, typer.Option("--format", help="table, json, csv or markdown.")]
 SinceOption = Annotated[str | None, typer.Option("--since", help="From this date or moment on.")]
 UntilOption = Annotated[str | None, typer.Option("--until", help="Before this date or moment.")]
-LastOption = Annotated[str | None, typer.Option("--last", help="The last 30m, 24h, 7d or 2w.")]
+LastOption = Annotated[
+    str | None, typer.Option("--last", help="The last 30m, 24h, 7d or 2w; mtd: this month.")
+]
+ByOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--by", help="tier, model, task, provider, session, day, hour or tag:KEY; several with commas."
+    ),
+]
 DamageOption = Annotated[
     bool, typer.Option("--allow-damage", help="Read what can be read of a damaged ledger.")
 ]
@@ -110,10 +119,7 @@ def report(
     since: SinceOption = None,
     until: UntilOption = None,
     last: LastOption = None,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="tier, model, task, provider, session, day, hour or tag:KEY."),
-    ] = None,
+    by: ByOption = None,
     format: FormatOption = "table",
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",

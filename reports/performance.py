@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _COLUMNS = (
-    Column("provider", "Provider", "text", can_go=True),
+    Column("provider", "Provider", "text", can_go=1),
     Column("model", "Model", "text", whole=True),
     Column("attempts", "Attempts", "count"),
     Column("succeeded_attempts", "Succeeded", "count", detail=True),
     Column("failed_attempts", "Failed", "count", detail=True),
     Column("success_ratio", "Success", "share"),
-    Column("rate_limited_attempts", "Rate limited", "count", if_any=True, can_go=True),
-    Column("timed_out_attempts", "Timed out", "count", if_any=True, can_go=True),
+    Column("rate_limited_attempts", "Rate limited", "count", if_any=True, can_go=1),
+    Column("timed_out_attempts", "Timed out", "count", if_any=True, can_go=1),
     Column("latency_ms_p50", "ms p50", "ms"),
     Column("latency_ms_p95", "ms p95", "ms"),
     Column("fallbacks", "Fallbacks", "count"),
     Column("circuit_openings", "Circuit openings", "count"),
     Column("circuit_open_s", "Circuit open s", "raw", detail=True),
     Column("circuit_opened_at", "Left alone since", "moment", if_any=True),
-    Column("cost_usd", "Cost", "usd", can_go=True),
+    Column("cost_usd", "Cost", "usd", can_go=1),
 )
 
 
