@@ -89,6 +89,7 @@ _ONCE = (
     "--limit",
     "--seed",
     "--expect-head",
+    "--compare",
 )
 
 LedgerOption = Annotated[
@@ -158,17 +159,32 @@ def sessions(
 
 @app.command(cls=PlainCommand)
 def performance(
+    by: ByOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    last: LastOption = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="previous: against as long a time before.")
+    ] = None,
     format: FormatOption = "table",
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
     allow_damage: DamageOption = False,
 ) -> _Page:
-    """How each model did: success, latency, fallbacks, and whether it is left alone."""
+    """How each model did: success, retries, latency, what an answer costs, what failures do."""
+    from reports.comparison import comparison_report
+    from reports.options import choice
     from reports.performance import performance_report
 
-    _period(format, None, None, None, tz)
+    within = _period(format, since, until, last, tz)
+    if compare is not None:
+        choice(compare, ("previous",), "--compare")
     path = _ledger_path(ledger, allow_damage)
-    return _Page(performance_report(path, tz=tz, allow_damage=allow_damage), format)
+    options: dict[str, Any] = {"by": by, "period": within, "tz": tz, "allow_damage": allow_damage}
+    if compare is not None:
+        return _Page(comparison_report(path, now=datetime.now(UTC), **options), format)
+    for_people = format in ("table", "markdown")
+    return _Page(performance_report(path, with_tasks=for_people and not by, **options), format)
 
 
 @app.command(cls=PlainCommand)

@@ -77,6 +77,14 @@ def period(since: str | None, until: str | None, last: str | None, tz: str, now:
     return bounds
 
 
+def shown_period(within: Period, tz: str) -> str:
+    """For a title: where days begin, after the bounds if there are any."""
+    zone = time_zone(tz)
+    since, until = (at and f"{at.astimezone(zone):%Y-%m-%d %H:%M}" for at in within)
+    bounds = " ".join(f"{word} {at}" for word, at in (("from", since), ("until", until)) if at)
+    return f" {bounds} ({tz})" if bounds else f" ({tz})"
+
+
 def in_period(within: Period) -> tuple[str, dict[str, str]]:
     """An SQL condition on started_at, and its parameters."""
     bounds = {"since": (">=", within.since), "until": ("<", within.until)}

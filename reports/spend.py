@@ -284,9 +284,7 @@ def spend_report(
     )
 
 
-def _parts_of(
-    connection: duckdb.DuckDBPyConnection, by: tuple[str, ...], within: Period
-) -> list[Figures]:
+def _parts_of(connection: duckdb.DuckDBPyConnection, by: tuple[str, ...], within: Period) -> list[Figures]:
     """The figures per tier, provider, model and keys: what all others are added up from."""
     key_names = [f"key_{at}" for at in range(len(by))]
     expressions = [f", {key_sql(key)} as {name}" for key, name in zip(by, key_names, strict=True)]
@@ -334,14 +332,18 @@ def _by(parts: Sequence[Figures], zone: tzinfo, by: tuple[str, ...]) -> list[Fig
         for values, figures in _grouped(parts, zone, by[:depth]).items():
             ranks[values] = _rank(by[depth - 1], values[-1], figures)
     names = _named(by)
-    rows = [dict(zip(names, of, strict=True)) | figures for of, figures in _grouped(parts, zone, names).items()]
+    rows = [
+        dict(zip(names, of, strict=True)) | figures for of, figures in _grouped(parts, zone, names).items()
+    ]
     return sorted(
         rows,
         key=lambda row: [ranks[tuple(row[key] for key in by[:depth])] for depth in range(1, len(by) + 1)],
     )
 
 
-def _grouped(parts: Sequence[Figures], zone: tzinfo, names: tuple[str, ...]) -> dict[tuple[Any, ...], Figures]:
+def _grouped(
+    parts: Sequence[Figures], zone: tzinfo, names: tuple[str, ...]
+) -> dict[tuple[Any, ...], Figures]:
     groups: dict[tuple[Any, ...], list[Figures]] = {}
     for part in parts:
         groups.setdefault(tuple(part[name] for name in names), []).append(part)

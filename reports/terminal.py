@@ -59,7 +59,9 @@ def draw(document: Document, out: TextIO) -> None:
     if document.title or document.facts:
         console.print()
     for table in document.tables:
-        for number, columns in enumerate(_broken(_that_fit(_columns_of(table), console.width), console.width)):
+        for number, columns in enumerate(
+            _broken(_that_fit(_columns_of(table), console.width), console.width)
+        ):
             _draw_table("" if number else table.title, columns, table.total is not None, console)
     if document.note:
         console.print(Text(harmless(document.note), style="dim"))
@@ -141,7 +143,11 @@ def _draw_table(title: str, columns: list[_Drawn], has_total: bool, console: Con
 def _room_for_bars(columns: Sequence[_Drawn], width: int) -> int:
     """How many cells a bar may take once all else stands in full; 0: too few for one."""
     full = sum(max(each.least_width, each.full_width) + _GAP for each in columns)
-    return min(max(width - full - 1, 0), _BAR_CELLS[-1]) if width - full - 1 in range(_BAR_CELLS[0], width) else 0
+    return (
+        min(max(width - full - 1, 0), _BAR_CELLS[-1])
+        if width - full - 1 in range(_BAR_CELLS[0], width)
+        else 0
+    )
 
 
 def _cell(of: _Drawn, row: int, bar_cells: int, is_fancy: bool) -> Text:
