@@ -117,8 +117,8 @@ def write(report: Report, format: str, out: TextIO) -> None:
 
 def shown(value: Any, kind: Kind) -> str:
     """A value as people read it; what is not known is a dash."""
-    if value is None:
-        return UNKNOWN
+    if value is None or value == "":  # the latter where there is nothing to know, as in a line of totals
+        return UNKNOWN if value is None else ""
     if kind == "usd":
         return _dollars(value)
     if kind == "count":

@@ -192,7 +192,7 @@ _COLUMNS = (
     Column("output_tokens", "Output tokens", "count"),
     Column("reasoning_tokens", "Reasoning", "count", detail=True),
     Column("cost_usd", "Cost", "usd"),
-    Column("cost_share", "Share of cost", "bar", drawn=True, can_go=1),
+    Column("cost_share", "Share of cost", "bar", drawn=True),
     Column("list_cost_usd", "List cost", "usd", detail=True),
     Column("billed_attempts", "Billed", "count", detail=True),
     Column("unbilled_attempts", "Unbilled", "count", detail=True),
@@ -226,7 +226,7 @@ def _parts(figures: Figures, names: Mapping[str, str]) -> str:
 
 def _table(rows: list[Figures], total: Figures, by: tuple[str, ...]) -> Table:
     """Rows by their keys, each with its share of the cost for people."""
-    keys = [Column(key, harmless(titled(key)), "text") for key in by]
+    keys = [Column(key, harmless(titled(key)), "text", whole=len(by) == 1) for key in by]
     if "model" in by and "provider" not in by:
         keys.append(Column("provider", "Provider", "text", detail=True))
     shared = [row | {"cost_share": _share(row["cost_usd"], total["cost_usd"])} for row in rows]

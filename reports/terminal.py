@@ -6,7 +6,7 @@ is another. Columns that can go do; a table that still is too wide is broken int
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 from reports.render import Column, Document, Table, harmless, width_of
@@ -56,8 +56,7 @@ def draw(document: Document, out: TextIO) -> None:
             value = Text(fact.value, justify="right")
             facts.add_row(Text(fact.label, style="dim"), value, Text(fact.note, style="dim"))
         console.print(facts)
-    if document.title or document.facts:
-        console.print()
+    console.print()
     for table in document.tables:
         for number, columns in enumerate(
             _broken(_that_fit(_columns_of(table), console.width), console.width)
@@ -77,27 +76,33 @@ def _columns_of(table: Table) -> list[_Drawn]:
 
 
 def _that_fit(columns: list[_Drawn], width: int) -> list[_Drawn]:
-    """The columns that there is room for: those that can go do, one after the other."""
-    while _least(columns) > width:
-        first = max(range(len(columns)), key=lambda at: (columns[at].column.can_go, at))
-        if not columns[first].column.can_go:
-            break
-        columns = columns[:first] + columns[first + 1 :]
-    return columns
+    """The columns without those that can go, if so there is room for the others; else all."""
+    fitting = columns
+    while _least(fitting) > width:
+        first = max(range(len(fitting)), key=lambda at: (fitting[at].column.can_go, at))
+        if not fitting[first].column.can_go:
+            return columns
+        fitting = fitting[:first] + fitting[first + 1 :]
+    return fitting
 
 
-def _broken(columns: list[_Drawn], width: int) -> Iterator[list[_Drawn]]:
-    """Parts that are narrow enough, each beginning with the texts that tell what a row is of."""
+def _broken(columns: list[_Drawn], width: int) -> list[list[_Drawn]]:
+    """Parts that are narrow enough, as few and even as can be; each begins with what names a row."""
+    parts = _parts(columns, width)
+    narrower = (_parts(columns, limit) for limit in range(width))
+    return next((even for even in narrower if len(even) == len(parts)), parts) if len(parts) > 1 else parts
+
+
+def _parts(columns: list[_Drawn], width: int) -> list[list[_Drawn]]:
     names = 0
     while names < len(columns) and columns[names].column.kind == "text":
         names += 1
-    heading, part = columns[:names], columns[:names]
+    parts = [columns[:names]]
     for column in columns[names:]:
-        if len(part) > names and _least([*part, column]) > width:
-            yield part
-            part = heading
-        part = [*part, column]
-    yield part
+        if len(parts[-1]) > names and _least([*parts[-1], column]) > width:
+            parts.append(columns[:names])
+        parts[-1] = [*parts[-1], column]
+    return parts
 
 
 def _least(columns: Sequence[_Drawn]) -> int:
@@ -141,29 +146,30 @@ def _draw_table(title: str, columns: list[_Drawn], has_total: bool, console: Con
 
 
 def _room_for_bars(columns: Sequence[_Drawn], width: int) -> int:
-    """How many cells a bar may take once all else stands in full; 0: too few for one."""
-    full = sum(max(each.least_width, each.full_width) + _GAP for each in columns)
-    return (
-        min(max(width - full - 1, 0), _BAR_CELLS[-1])
-        if width - full - 1 in range(_BAR_CELLS[0], width)
-        else 0
-    )
+    """How many cells a bar may take beside its number once all else stands in full; 0: too few for both."""
+    room = width - 1 - sum(max(each.least_width, each.full_width) + _GAP for each in columns)
+    return min(room, _BAR_CELLS[-1]) if room >= _BAR_CELLS[0] else 0
 
 
 def _cell(of: _Drawn, row: int, bar_cells: int, is_fancy: bool) -> Text:
+    """A share is a number and a bar; where there is room for one of them, the bar."""
     from rich.text import Text
 
-    value = of.values[row]
+    value, shown = of.values[row], of.cells[row]
     if of.column.kind != "bar" or not isinstance(value, float):
-        return Text(of.cells[row])
-    share = Text(of.cells[row].rjust(6))
-    return share.append(f" {bar(value, bar_cells, is_fancy)}", style="cyan") if bar_cells else share
+        return Text(shown)
+    if not bar_cells:
+        return Text(bar(value, of.least_width, is_fancy), style="cyan")
+    return Text(shown.rjust(of.least_width)).append(f" {bar(value, bar_cells, is_fancy)}", style="cyan")
 
 
 def bar(share: float, cells: int, is_fancy: bool = True) -> str:
-    """A bar for a share of 0..1, to an eighth of a cell; of # where a terminal knows no more than ASCII."""
+    """A bar for a share of 0..1, to an eighth of a cell; of # where a terminal knows no more than ASCII.
+
+    More than nothing is at least a sliver; what lies outside 0..1 is drawn as its nearest end.
+    """
     filled = min(max(share, 0.0), 1.0) * cells
     if not is_fancy:
         return "#" * round(filled)
-    whole, eighths = divmod(round(filled * 8), 8)
+    whole, eighths = divmod(max(round(filled * 8), 1 if filled else 0), 8)
     return "█" * whole + (_EIGHTHS[eighths] if eighths else "")
