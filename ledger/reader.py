@@ -154,21 +154,21 @@ def lock(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("set lock_configuration = true")
 
 
-def select_only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
-    """Run one SELECT on a connection that `lock` has shut in.
+def one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    """The one SELECT that `sql` is, to be run on a connection that `lock` has shut in.
 
-    Raises LedgerError for anything else: no statement, several, one of another kind, or one that
-    DuckDB refuses; its own first words are in the message.
+    Raises LedgerError for anything else: no statement, several, one of another kind, or what is no
+    SQL; DuckDB's own first words are in the message.
     """
     import duckdb
 
     try:
         statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise LedgerError(f"only one SELECT can be run here, not {_described(statements)}")
-        return connection.execute(statements[0])
     except duckdb.Error as error:
         raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise LedgerError(f"only one SELECT can be run here, not {_described(statements)}")
+    return statements[0]
 
 
 def existing_ledger(path: str | Path) -> Path:

@@ -90,6 +90,9 @@ _ONCE = (
     "--seed",
     "--expect-head",
     "--compare",
+    "--file",
+    "--timeout",
+    "--memory",
 )
 
 LedgerOption = Annotated[
@@ -189,18 +192,44 @@ def performance(
 
 @app.command(cls=PlainCommand)
 def sql(
-    select: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT over the ledger's views.")],
-    format: FormatOption = "table",
+    select: Annotated[
+        str | None, typer.Argument(metavar="[SELECT]", help="One SELECT over the ledger's views.")
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="The file that holds it; - is standard input.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--param", help="name=text or name:=12.5, for $name in the SQL; as often as needed."
+        ),
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="table, json, csv, markdown or parquet.")] = "table",
+    timeout: Annotated[str, typer.Option("--timeout", help="Seconds it may take; 0: any.")] = "120",
+    memory: Annotated[str, typer.Option("--memory", help="Memory it may take, such as 512MB.")] = "1GB",
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
     allow_damage: DamageOption = False,
-) -> _Page:
+) -> _Page | _Bytes:
     """Ask the ledger in SQL; nothing but the ledger can be read, and nothing written."""
-    from reports.adhoc import sql_report
+    from reports.adhoc import SQL_FORMATS, Limits, parameters, sql_parquet, sql_report, sql_text
+    from reports.options import UsageError, choice, count, time_zone
 
-    _period(format, None, None, None, tz)
+    choice(format, SQL_FORMATS, "--format")
+    if format == "parquet" and sys.stdout.isatty():
+        raise UsageError("--format parquet is not for a terminal; send it into a file: > rows.parquet")
+    time_zone(tz)
+    text = sql_text(select, file)
+    options: dict[str, Any] = {
+        "parameters": parameters(param),
+        "limits": Limits(count(timeout, "--timeout"), memory),
+        "tz": tz,
+        "allow_damage": allow_damage,
+    }
     path = _ledger_path(ledger, allow_damage)
-    return _Page(sql_report(path, select, tz=tz, allow_damage=allow_damage), format)
+    if format == "parquet":
+        return _Bytes(sql_parquet(path, text, **options))
+    return _Page(sql_report(path, text, **options), format)
 
 
 @app.command(cls=PlainCommand)
@@ -306,6 +335,12 @@ class _Text(NamedTuple):
     status: int = 0
 
 
+class _Bytes(NamedTuple):
+    """The same for what is no text."""
+
+    bytes: bytes
+
+
 class _Page(NamedTuple):
     """What a command has to show; written when the command is done, so that click sees no broken pipe."""
 
@@ -348,6 +383,8 @@ def _show(result: object) -> int:
             write(result.report, result.format, sys.stdout)
         elif isinstance(result, _Text):
             sys.stdout.write(result.text)
+        elif isinstance(result, _Bytes):
+            sys.stdout.buffer.write(result.bytes)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         return _give_up_output(status)

@@ -139,7 +139,7 @@ def test_a_tier_found_left_alone_counts_as_one_that_was_come_to(tmp_path: Path) 
                         prompt_hash="0" * 32),
         FallbackEngaged(**request, from_tier="REASONING", to_tier="FAST", provider="openrouter", model=CHAT,
                         reason="circuit_open"),
-        AttemptStarted(**request, **at_fast, attempt_id="a-1", attempt_number=1),
+        AttemptStarted(**request, **at_fast, attempt_id="a-1", attempt_number=1, max_tokens=5),
     )  # fmt: skip
     models, tasks = by(str(history.path), "model"), by(str(history.path), "task")
     history.close()
