@@ -233,6 +233,18 @@ def sql(
 
 
 @app.command(cls=PlainCommand)
+def schema(
+    view: Annotated[str | None, typer.Argument(metavar="[VIEW]", help="One view; else all.")] = None,
+    format: FormatOption = "table",
+) -> _Page:
+    """What the views are, and each column's type, unit and meaning."""
+    from reports.dictionary import dictionary_report
+
+    _period(format, None, None, None, "UTC")
+    return _Page(dictionary_report(view), format)
+
+
+@app.command(cls=PlainCommand)
 def seal(ledger: LedgerOption = None) -> None:
     """Move what the journals hold into Parquet segments."""
     from ledger.ledger import Ledger

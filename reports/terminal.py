@@ -31,9 +31,15 @@ class _Drawn(NamedTuple):
     @property
     def least_width(self) -> int:
         """The narrowest it may become: numbers and moments whole, texts to a dozen characters."""
-        titles = max(map(width_of, self.column.title.split()), default=1)
+        titles = max(map(width_of, self.title_lines), default=1)
         is_whole = self.column.whole or self.column.kind not in ("text", "raw")
         return max(titles, self.full_width if is_whole else min(self.full_width, _FOLDED_TO))
+
+    @property
+    def title_lines(self) -> list[str]:
+        """Its title: a word a line over numbers, which are narrow."""
+        title = harmless(self.column.title)
+        return [title] if self.column.kind == "text" else title.split(" ")
 
     @property
     def full_width(self) -> int:
@@ -126,7 +132,7 @@ def _draw_table(title: str, columns: list[_Drawn], has_total: bool, console: Con
         column = each.column
         side: Literal["right", "left"] = "right" if column.is_right and column.kind != "bar" else "left"
         drawn.add_column(
-            Text("\n".join(harmless(column.title).split(" "))),
+            Text("\n".join(each.title_lines)),
             justify=side,
             overflow="fold",
             min_width=each.least_width,
