@@ -17,7 +17,6 @@
 -- latency_ms_p99: milliseconds, 99th percentile; answered attempts only
 -- first_token_ms_p50: milliseconds, median; streamed and answered attempts only
 -- first_token_ms_p95: milliseconds, 95th percentile; streamed and answered attempts only
--- tokens_per_s: output tokens of answers per second of their calls, first token included; NULL: none is known
 -- input_tokens: all prompt tokens, cached ones included
 -- cache_read_tokens: the part of input_tokens read from a cache
 -- cache_write_tokens: the part of input_tokens written to a cache
@@ -45,10 +44,6 @@ with summed as (
         quantile_cont(latency_ms, 0.99) filter (where outcome = 'succeeded') as latency_ms_p99,
         quantile_cont(first_token_ms, 0.50) filter (where outcome = 'succeeded') as first_token_ms_p50,
         quantile_cont(first_token_ms, 0.95) filter (where outcome = 'succeeded') as first_token_ms_p95,
-        1000 * sum(output_tokens) filter (where outcome = 'succeeded' and latency_ms > 0)
-        / sum(latency_ms) filter (
-            where outcome = 'succeeded' and latency_ms > 0 and output_tokens is not null
-        ) as tokens_per_s,
         coalesce(sum(input_tokens), 0)::bigint as input_tokens,
         coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
         coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
