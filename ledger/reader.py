@@ -189,6 +189,30 @@ def existing_ledger(path: str | Path) -> Path:
     raise LedgerError(f"{path} is not a ledger: it has no folder journals; name the ledger's folder")
 
 
+def session_ids(path: str | Path, beginning: str, most: int) -> list[str]:
+    """Sessions whose name begins so, without reading a segment: those unsealed, and those indexed.
+
+    Raises as `connect`.
+    """
+    with connect(path, views=()) as connection:
+        found = connection.execute(
+            "select distinct session_id from ledger_journal_events"
+            " where starts_with(session_id, ?) order by session_id limit ?",
+            [beginning, most],
+        ).fetchall()
+
+    def ask(state: apsw.Connection) -> list[str]:
+        after_all = beginning + chr(0x10FFFF)
+        indexed = state.execute(
+            "select distinct session_id from session_batches where session_id between ? and ?"
+            " order by session_id limit ?",
+            (beginning, after_all, most),
+        )
+        return [str(name) for (name,) in indexed]
+
+    return sorted({name for (name,) in found} | set(_asked_of_state(existing_ledger(path), ask) or []))[:most]
+
+
 def tier_rank(tier: str | None) -> tuple[int, str]:
     """A key that sorts tiers in their order; unknown ones after them by name, None last."""
     known = TIER_ORDER.index(tier) if tier in TIER_ORDER else len(TIER_ORDER)
