@@ -1,12 +1,15 @@
-"""data/README.md: every column of the events and of every view, generated from where each is defined.
+"""The data dictionary: every view's grain and columns, from where each is defined.
 
-python -m ledger.dictionary > data/README.md
+described_views()    as data: name, grain, and per column its type, unit and meaning
+data_dictionary()    as the page data/README.md:  python -m ledger.dictionary > data/README.md
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from functools import cache
+from typing import NamedTuple
 
 from ledger.billing import BILLING_RULES
 from ledger.reader import VIEWS, view_columns, view_sql
@@ -27,31 +30,96 @@ The default ledger is `data/ledger`; `bughive-costs demo` writes to `data/demo`.
 
 Journals and segments are the truth, and only ever added to; all else is derived. Prompts, answers and
 keys are not in them. Money is `DECIMAL` in US dollars and never a float; moments are UTC.
-`bughive-costs sql "select …"` asks any of the views below.
+`bughive-costs sql "select …"` asks any of the views below, `bughive-costs schema VIEW` shows one of them.
 
 This page is generated: `python -m ledger.dictionary > data/README.md`.
 """
+_UNITS = {  # by how a name ends, its qualifiers aside
+    "_usd_per_mtok": "USD per 1M tokens",
+    "_usd_per_request": "USD per search",
+    "_usd": "USD",
+    "tokens_per_s": "tokens per s",
+    "_tokens": "tokens",
+    "_bytes": "bytes",
+    "_ms": "ms",
+    "_s": "s",
+    "_ratio": "0..1",
+}
+
+
+class ViewColumn(NamedTuple):
+    """A column: its SQL type, the unit of its numbers, and what it means; '' for no unit."""
+
+    name: str
+    type: str
+    unit: str
+    meaning: str
+
+
+class View(NamedTuple):
+    """A view: what it is, what a row is, what else there is to know, and its columns in order."""
+
+    name: str
+    about: str
+    grain: str
+    notes: list[str]
+    columns: list[ViewColumn]
+
+
+@cache
+def described_views() -> dict[str, View]:
+    """All views by name, in the order in which each reads only those before it."""
+    return {name: _view(name, types) for name, types in _types().items()}
 
 
 def data_dictionary() -> str:
     """The whole page, as Markdown."""
-    return "\n".join([_INTRODUCTION, *(_section(name) for name in VIEWS), _billing_rules()])
+    return "\n".join([_INTRODUCTION, *map(_section, described_views().values()), _billing_rules()])
 
 
-def _section(view: str) -> str:
-    first, *rest = _header(view)
-    about = [line for line in rest if not re.match(r"[a-z_]+: ", line)]
-    columns = [(column.name, SQL_TYPES[column.kind], column.means) for column in COLUMNS]
-    rows = (
-        [f"| `{name}` | {kind} | {_cell(means)} |" for name, kind, means in columns]
-        if view == "events"
-        else [f"| `{name}` | {_cell(means)} |" for name, means in view_columns(view)]
+def unit_of(column: str) -> str:
+    """The unit that a column's name tells; '' where it has none."""
+    bare = re.sub(r"_p\d\d$", "", column)
+    return next((unit for ending, unit in _UNITS.items() if bare.endswith(ending)), "")
+
+
+def _view(name: str, types: dict[str, str]) -> View:
+    first, grain, *rest = _header(name)
+    meanings = dict(view_columns(name)) or {column.name: column.means for column in COLUMNS}
+    return View(
+        name,
+        first.removeprefix(f"{name}: ").rstrip("."),
+        re.sub(r"^Grain: (.*?)\.  .*$", r"\1", grain),
+        [grain, *(line for line in rest if not re.match(r"[a-z_0-9]+: ", line))],
+        [ViewColumn(column, kind, unit_of(column), meanings[column]) for column, kind in types.items()],
     )
-    head = ["| column | type | meaning |", "| --- | --- | --- |"]
-    if view != "events":
-        head = ["| column | meaning |", "| --- | --- |"]
-    title = f"## {view}\n\n{first.removeprefix(f'{view}: ').capitalize()}\n"
-    return "\n".join([title, "\n".join(about) + "\n", *head, *rows]) + "\n"
+
+
+def _types() -> dict[str, dict[str, str]]:
+    """The columns of each view and their types, as DuckDB works them out without any data."""
+    import duckdb
+
+    fields = ", ".join(f"{column.name} {SQL_TYPES[column.kind]}" for column in COLUMNS)
+    with duckdb.connect() as connection:
+        connection.execute(f"create table events ({fields})")
+        for name in VIEWS[1:]:
+            connection.execute(f"create view {name} as {view_sql(name)}")
+        return {
+            name: {
+                column: str(kind) for column, kind, *_ in connection.execute(f"describe {name}").fetchall()
+            }
+            for name in VIEWS
+        }
+
+
+def _section(view: View) -> str:
+    title = f"## {view.name}\n\n{view.about[:1].upper()}{view.about[1:]}.\n"
+    head = ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+    rows = [
+        f"| `{column.name}` | {column.type} | {column.unit} | {_cell(column.meaning)} |"
+        for column in view.columns
+    ]
+    return "\n".join([title, "\n".join(view.notes) + "\n", *head, *rows]) + "\n"
 
 
 def _billing_rules() -> str:

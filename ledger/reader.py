@@ -154,21 +154,21 @@ def lock(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("set lock_configuration = true")
 
 
-def select_only(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
-    """Run one SELECT on a connection that `lock` has shut in.
+def one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    """The one SELECT that `sql` is, to be run on a connection that `lock` has shut in.
 
-    Raises LedgerError for anything else: no statement, several, one of another kind, or one that
-    DuckDB refuses; its own first words are in the message.
+    Raises LedgerError for anything else: no statement, several, one of another kind, or what is no
+    SQL; DuckDB's own first words are in the message.
     """
     import duckdb
 
     try:
         statements = connection.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise LedgerError(f"only one SELECT can be run here, not {_described(statements)}")
-        return connection.execute(statements[0])
     except duckdb.Error as error:
         raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+        raise LedgerError(f"only one SELECT can be run here, not {_described(statements)}")
+    return statements[0]
 
 
 def existing_ledger(path: str | Path) -> Path:
@@ -187,6 +187,30 @@ def existing_ledger(path: str | Path) -> Path:
     if not root.is_dir():
         raise LedgerError(f"{path} is a file, not a ledger; name the ledger's folder")
     raise LedgerError(f"{path} is not a ledger: it has no folder journals; name the ledger's folder")
+
+
+def session_ids(path: str | Path, beginning: str, most: int) -> list[str]:
+    """Sessions whose name begins so, without reading a segment: those unsealed, and those indexed.
+
+    Raises as `connect`.
+    """
+    with connect(path, views=()) as connection:
+        found = connection.execute(
+            "select distinct session_id from ledger_journal_events"
+            " where starts_with(session_id, ?) order by session_id limit ?",
+            [beginning, most],
+        ).fetchall()
+
+    def ask(state: apsw.Connection) -> list[str]:
+        after_all = beginning + chr(0x10FFFF)
+        indexed = state.execute(
+            "select distinct session_id from session_batches where session_id between ? and ?"
+            " order by session_id limit ?",
+            (beginning, after_all, most),
+        )
+        return [str(name) for (name,) in indexed]
+
+    return sorted({name for (name,) in found} | set(_asked_of_state(existing_ledger(path), ask) or []))[:most]
 
 
 def tier_rank(tier: str | None) -> tuple[int, str]:

@@ -9,178 +9,44 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from ledger.errors import BughiveError, DamagedLedger, NoSuchSession
-
-if TYPE_CHECKING:
-    from reports.options import Period
-    from reports.render import Report
+from ledger.errors import BughiveError, NoSuchSession
+from reports import queries
+from reports.command_line import (
+    Bytes,
+    LedgerOption,
+    Page,
+    PlainCommand,
+    PlainGroup,
+    Text,
+    TzOption,
+    examples,
+    failed,
+    ledger_path,
+)
 
 # Of click's, which typer brings along under a name of its own: what a wrong command line raises.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[1]
-
-if TYPE_CHECKING:
-    _CommandLine = TyperCommand
-else:
-    _CommandLine = object
-
-
-class _Plain(_CommandLine):
-    """Options are texts and flags, taken as they are.
-
-    To turn a text into a text typer would load pydantic, in a third of the time of a whole report.
-    """
-
-    def get_params(self, ctx: Any) -> Any:
-        params = super().get_params(ctx)
-        for param in params:
-            if not isinstance(param.process_value, partial):
-                taken = partial(_as_given, param.required, param.process_value)
-                param.process_value = taken  # type: ignore[method-assign]
-        return params
-
-
-class PlainCommand(_Plain, TyperCommand):
-    """A command of this program."""
-
-
-class PlainGroup(_Plain, TyperGroup):
-    """All of them."""
-
-
-def _as_given(required: bool, otherwise: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
-    if isinstance(value, str) or (value is None and not required):
-        return value
-    return otherwise(context, value)
-
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="bughive-costs",
     cls=PlainGroup,
     help="What every request, retry and fallback cost.",
     epilog=(
-        "Exit status: 0 fine, 1 no such session, damage found or a budget broken,"
-        " 2 wrong usage or an unreadable ledger, 130 interrupted."
+        "bughive-costs COMMAND --help shows examples. Exit status: 0 fine, 1 no such session, damage found or"
+        " a budget broken, 2 wrong usage or an unreadable ledger, 130 interrupted."
     ),
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-INTERRUPTED = 130
-_ONCE = (
-    "--session",
-    "--by",
-    "--since",
-    "--until",
-    "--last",
-    "--format",
-    "--ledger",
-    "--tz",
-    "--limit",
-    "--seed",
-    "--expect-head",
-    "--date",
-    "--out",
-)
-
-LedgerOption = Annotated[
-    str | None,
-    typer.Option("--ledger", help="The ledger's folder (else BUGHIVE_LEDGER, bughive.toml, ./data/ledger)."),
-]
-TzOption = Annotated[str, typer.Option("--tz", help="Where days begin, such as Europe/Berlin.")]
-FormatOption = Annotated[str, typer.Option("--format", help="table, json, csv or markdown.")]
-SinceOption = Annotated[str | None, typer.Option("--since", help="From this date or moment on.")]
-UntilOption = Annotated[str | None, typer.Option("--until", help="Before this date or moment.")]
-LastOption = Annotated[str | None, typer.Option("--last", help="The last 30m, 24h, 7d or 2w.")]
-DamageOption = Annotated[
-    bool, typer.Option("--allow-damage", help="Read what can be read of a damaged ledger.")
-]
-
-
-@app.command(cls=PlainCommand)
-def report(
-    session: Annotated[str | None, typer.Option("--session", help="One session; else all.")] = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    last: LastOption = None,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", help="tier, model, task, provider, session, day, hour or tag:KEY."),
-    ] = None,
-    format: FormatOption = "table",
-    ledger: LedgerOption = None,
-    tz: TzOption = "UTC",
-    allow_damage: DamageOption = False,
-) -> _Page:
-    """What was spent, by one session or in a period."""
-    from reports.spend import spend_report
-
-    within = _period(format, since, until, last, tz)
-    path = _ledger_path(ledger, allow_damage)
-    return _Page(
-        spend_report(path, session_id=session, period=within, by=by, tz=tz, allow_damage=allow_damage), format
-    )
-
-
-@app.command(cls=PlainCommand)
-def sessions(
-    limit: Annotated[str, typer.Option("--limit", help="At most so many; 0: all.")] = "20",
-    since: SinceOption = None,
-    until: UntilOption = None,
-    last: LastOption = None,
-    format: FormatOption = "table",
-    ledger: LedgerOption = None,
-    tz: TzOption = "UTC",
-    allow_damage: DamageOption = False,
-) -> _Page:
-    """The sessions, the latest first."""
-    from reports.options import count
-    from reports.sessions import sessions_report
-
-    within = _period(format, since, until, last, tz)
-    most = count(limit, "--limit")
-    path = _ledger_path(ledger, allow_damage)
-    return _Page(sessions_report(path, period=within, limit=most, tz=tz, allow_damage=allow_damage), format)
-
-
-@app.command(cls=PlainCommand)
-def performance(
-    format: FormatOption = "table",
-    ledger: LedgerOption = None,
-    tz: TzOption = "UTC",
-    allow_damage: DamageOption = False,
-) -> _Page:
-    """How each model did: success, latency, fallbacks, and whether it is left alone."""
-    from reports.performance import performance_report
-
-    _period(format, None, None, None, tz)
-    path = _ledger_path(ledger, allow_damage)
-    return _Page(performance_report(path, tz=tz, allow_damage=allow_damage), format)
-
-
-@app.command(cls=PlainCommand)
-def sql(
-    select: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT over the ledger's views.")],
-    format: FormatOption = "table",
-    ledger: LedgerOption = None,
-    tz: TzOption = "UTC",
-    allow_damage: DamageOption = False,
-) -> _Page:
-    """Ask the ledger in SQL; nothing but the ledger can be read, and nothing written."""
-    from reports.adhoc import sql_report
-
-    _period(format, None, None, None, tz)
-    path = _ledger_path(ledger, allow_damage)
-    return _Page(sql_report(path, select, tz=tz, allow_damage=allow_damage), format)
+app.registered_commands += queries.app.registered_commands
 
 
 @app.command(cls=PlainCommand)
@@ -190,7 +56,7 @@ def seal(ledger: LedgerOption = None) -> None:
     from ledger.reader import existing_ledger
     from reports.integrity import counted
 
-    with Ledger.open(existing_ledger(_ledger_path(ledger)), auto_seal=False) as opened:
+    with Ledger.open(existing_ledger(ledger_path(ledger)), auto_seal=False) as opened:
         sealed = opened.seal()
     events = sum(batch.rows for batch in sealed.batches)
     segments, removed = len(sealed.batches), len(sealed.removed_journals)
@@ -200,56 +66,63 @@ def seal(ledger: LedgerOption = None) -> None:
     )
 
 
-@app.command(cls=PlainCommand)
+@app.command(cls=PlainCommand, epilog=examples("verify", 'verify --expect-head "$(cat head.txt)" --json'))
 def verify(
     expect_head: Annotated[
-        str | None, typer.Option("--expect-head", help="A head kept earlier: the chain must still have it.")
+        str | None,
+        typer.Option(
+            "--expect-head", metavar="HEAD", help="A head kept earlier: the chain must still have it."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
     ledger: LedgerOption = None,
-) -> _Text:
-    """Prove that no event is lost, doubled or changed, and name what is; changes nothing."""
+) -> Text:
+    """Prove that no event is lost, doubled or changed. What is wrong is named; nothing is changed."""
     from ledger.checks.findings import Head
     from ledger.verify import verify as verify_ledger
     from reports import integrity
     from reports.render import as_json as json_of
 
     kept = Head.parse(expect_head) if expect_head is not None else None
-    found = verify_ledger(_ledger_path(ledger), expect_head=kept)
+    found = verify_ledger(ledger_path(ledger), expect_head=kept)
     text = json_of(integrity.verification_data(found)) if as_json else integrity.verification_text(found)
-    return _Text(text, 0 if found.is_sound else 1)
+    return Text(text, 0 if found.is_sound else 1)
 
 
 @app.command(cls=PlainCommand)
-def recover(ledger: LedgerOption = None) -> _Text:
+def recover(ledger: LedgerOption = None) -> Text:
     """Finish what crashed, and derive state.db anew."""
     from ledger.ledger import Ledger
     from reports.integrity import recovery_text
 
-    return _Text(recovery_text(Ledger.recover(_ledger_path(ledger))))
+    return Text(recovery_text(Ledger.recover(ledger_path(ledger))))
 
 
 @app.command(cls=PlainCommand)
 def backup(
     destination: Annotated[str, typer.Argument(metavar="DEST", help="Where: not there yet, or empty.")],
     ledger: LedgerOption = None,
-) -> _Text:
+) -> Text:
     """Copy the ledger as it is now, while it is written to."""
     from ledger.backup import backup as backup_ledger
     from reports.integrity import backup_text
 
-    return _Text(backup_text(backup_ledger(_ledger_path(ledger), destination)))
+    return Text(backup_text(backup_ledger(ledger_path(ledger), destination)))
 
 
-@app.command(cls=PlainCommand)
+@app.command(
+    cls=PlainCommand, epilog=examples("nightly", "nightly --date 2026-11-22 --tz Europe/Berlin --out reports")
+)
 def nightly(
     date: Annotated[
-        str, typer.Option("--date", help="The day: 2026-11-22, today or yesterday.")
+        str, typer.Option("--date", metavar="DAY", help="The day: 2026-11-22, today or yesterday.")
     ] = "yesterday",
-    out: Annotated[str, typer.Option("--out", help="The folder to write to.")] = "data/nightly",
+    out: Annotated[
+        str, typer.Option("--out", metavar="DIR", help="The folder to write to.")
+    ] = "data/nightly",
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
-) -> _Text:
+) -> Text:
     """Seal, verify, and write a day's page, with its figures as JSON, CSV and Parquet."""
     from reports.nightly import day_of
     from reports.nightly import nightly as report_on
@@ -257,60 +130,26 @@ def nightly(
     now = datetime.now(UTC)
     day = day_of(date, tz, now)
     is_over = day < day_of("today", tz, now)
-    done = report_on(_ledger_path(ledger), day, Path(out).expanduser(), tz=tz, is_over=is_over)
-    return _Text(f"{done.summary}\n", 0 if done.is_well else 1)
+    done = report_on(ledger_path(ledger), day, Path(out).expanduser(), tz=tz, is_over=is_over)
+    return Text(f"{done.summary}\n", 0 if done.is_well else 1)
 
 
 @app.command(cls=PlainCommand)
 def demo(
-    ledger: Annotated[str, typer.Option("--ledger", help="The demo's own ledger.")] = "data/demo",
-    seed: Annotated[str, typer.Option("--seed", help="Another number, another crawl.")] = "7",
+    ledger: Annotated[
+        str, typer.Option("--ledger", metavar="PATH", help="The demo's own ledger.")
+    ] = "data/demo",
+    seed: Annotated[
+        str, typer.Option("--seed", metavar="NUMBER", help="Another number, another crawl.")
+    ] = "7",
 ) -> None:
-    """Play a crawl session against simulated providers, and show what it cost."""
+    """Play a crawl against simulated providers, and show its cost."""
     from rich.console import Console
 
     from reports.demo import run_demo
     from reports.options import count
 
     run_demo(Path(ledger).expanduser(), Console(), count(seed, "--seed"))
-
-
-def _period(format: str, since: str | None, until: str | None, last: str | None, tz: str) -> Period:
-    """The period asked for, once format and zone are known to be ones."""
-    from reports.options import choice, period
-    from reports.render import FORMATS
-
-    choice(format, FORMATS, "--format")
-    return period(since, until, last, tz, datetime.now(UTC))
-
-
-def _ledger_path(named: str | None, allow_damage: bool = False) -> Path:
-    """The ledger asked for. With --allow-damage stderr is told what is wrong with it."""
-    from ledger.settings import Settings
-
-    path = Settings.load().ledger_path if named is None else Path(named).expanduser()
-    if allow_damage:
-        from ledger.reader import connect
-
-        try:
-            connect(path, views=()).close()
-        except DamagedLedger as damage:
-            _failed(f"what is damaged is left out, and figures may be too small: {damage}", 0)
-    return path
-
-
-class _Text(NamedTuple):
-    """What a command has to say, and its exit status; written as a page is."""
-
-    text: str
-    status: int = 0
-
-
-class _Page(NamedTuple):
-    """What a command has to show; written when the command is done, so that click sees no broken pipe."""
-
-    report: Report
-    format: str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -321,61 +160,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks is no error
     try:
-        _refuse_repeated(given)
-        result = app(given or ["--help"], standalone_mode=False)
-        return _failed("interrupted", INTERRUPTED) if result == INTERRUPTED else _show(result)
+        result = app(given or ["--help"], prog_name="bughive-costs", standalone_mode=False)
+        return failed("interrupted", INTERRUPTED) if result == INTERRUPTED else _show(result)
     except BughiveError as error:
-        return _failed(str(error), 1 if isinstance(error, NoSuchSession) else 2)
+        return failed(str(error), 1 if isinstance(error, NoSuchSession) else 2)
     except _CommandLineError as error:
-        return _failed(getattr(error, "format_message", error.__str__)(), 2)
+        return failed(getattr(error, "format_message", error.__str__)(), 2)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted", INTERRUPTED)
+        return failed("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of the demo has seen enough
         return _give_up_output(0)
     except Exception as error:
         if os.environ.get("BUGHIVE_DEBUG"):
             raise
-        return _failed(f"{type(error).__name__}: {error} (BUGHIVE_DEBUG=1 shows where)", 2)
+        return failed(f"{type(error).__name__}: {error} (BUGHIVE_DEBUG=1 shows where)", 2)
 
 
 def _show(result: object) -> int:
     """Write what a command returned; its exit status."""
-    status = result.status if isinstance(result, _Text) else result if isinstance(result, int) else 0
+    if isinstance(result, (Text, Bytes, Page)):
+        status = result.status
+    else:
+        status = result if isinstance(result, int) else 0
     try:
-        if isinstance(result, _Page):
+        if isinstance(result, Page):
             from reports.render import write
 
             write(result.report, result.format, sys.stdout)
-        elif isinstance(result, _Text):
+        elif isinstance(result, Text):
             sys.stdout.write(result.text)
+        elif isinstance(result, Bytes):
+            sys.stdout.buffer.write(result.bytes)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         return _give_up_output(status)
     except OSError as error:
-        return _give_up_output(_failed(f"the output cannot be written: {error.strerror}", 2))
+        return _give_up_output(failed(f"the output cannot be written: {error.strerror}", 2))
     return status
 
 
 def _give_up_output(status: int) -> int:
     """Keep Python from complaining at exit about what could not be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return status
-
-
-def _refuse_repeated(arguments: Sequence[str]) -> None:
-    """An option given twice means only one of the two; click would take the last without a word."""
-    from reports.options import UsageError
-
-    names = [argument.split("=")[0] for argument in arguments if argument in _ONCE or "=" in argument]
-    for name in _ONCE:
-        if names.count(name) > 1:
-            raise UsageError(f"{name} is given more than once; give it once")
-
-
-def _failed(message: str, status: int) -> int:
-    from reports.render import harmless
-
-    sys.stderr.write(f"bughive-costs: {harmless(' '.join(message.split()))}\n")
     return status
 
 

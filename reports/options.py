@@ -64,7 +64,7 @@ def period(since: str | None, until: str | None, last: str | None, tz: str, now:
     if last is not None:
         if since is not None or until is not None:
             raise UsageError("--last goes without --since and --until; give one or the other")
-        return Period(since=_before(now, last))
+        return Period(since=_first_of_month(now, zone) if last == "mtd" else _before(now, last))
     bounds = Period(
         _moment(since, zone, "--since") if since is not None else None,
         _moment(until, zone, "--until") if until is not None else None,
@@ -75,6 +75,38 @@ def period(since: str | None, until: str | None, last: str | None, tz: str, now:
             " so name the day after the last one"
         )
     return bounds
+
+
+def shown_period(within: Period, tz: str) -> str:
+    """For a title: where days begin, after the bounds if there are any."""
+    zone = time_zone(tz)
+    since, until = (at and f"{at.astimezone(zone):%Y-%m-%d %H:%M}" for at in within)
+    bounds = " ".join(f"{word} {at}" for word, at in (("from", since), ("until", until)) if at)
+    return f" {bounds} ({tz})" if bounds else f" ({tz})"
+
+
+def in_period(within: Period) -> tuple[str, dict[str, str]]:
+    """An SQL condition on started_at, and its parameters."""
+    bounds = {"since": (">=", within.since), "until": ("<", within.until)}
+    given = {name: (sign, at) for name, (sign, at) in bounds.items() if at is not None}
+    conditions = [f"started_at {sign} ${name}::timestamptz" for name, (sign, _) in given.items()]
+    return " and ".join(conditions) or "true", {name: at.isoformat() for name, (_, at) in given.items()}
+
+
+def before(within: Period, now: datetime) -> Period:
+    """The period of equal length right before one; without `until` that one lasts until now.
+
+    Raises UsageError for a period without a beginning, and for one that has not begun.
+    """
+    if within.since is None:
+        raise UsageError("--compare previous needs to know since when; give --last or --since")
+    length = (within.until or now) - within.since
+    if length <= timedelta(0):
+        raise UsageError("--compare previous needs a period that has begun; --since is still to come")
+    try:
+        return Period(within.since - length, within.since)
+    except OverflowError as error:
+        raise UsageError("--compare previous reaches back before the year 1; expected such as 7d") from error
 
 
 def _moment(text: str, zone: tzinfo, option: str) -> datetime:
@@ -103,10 +135,16 @@ def _in_zone(moment: datetime, zone: tzinfo) -> datetime:
     return min(shown) if shown else max(readings)
 
 
+def _first_of_month(now: datetime, zone: tzinfo) -> datetime:
+    """Midnight of the month's first day in a zone."""
+    today = now.astimezone(zone)
+    return _in_zone(datetime(today.year, today.month, 1), zone).astimezone(UTC)  # noqa: DTZ001
+
+
 def _before(now: datetime, last: str) -> datetime:
     found = re.fullmatch(r"(\d+)([mhdw])", last)
     if not found or int(found[1]) == 0:
-        raise UsageError(f"--last {last!r} is no span of time; expected such as 30m, 24h, 7d or 2w")
+        raise UsageError(f"--last {last!r} is no span of time; expected such as 30m, 24h, 7d, 2w, or mtd")
     try:
         return now - timedelta(**{_LAST_UNITS[found[2]]: int(found[1])})
     except OverflowError as error:

@@ -11,34 +11,32 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TextIO
+from typing import Any, Literal, NamedTuple, Protocol, TextIO
 from unicodedata import east_asian_width
 
 from ledger.plain import plain, to_json
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 FORMATS = ("table", "json", "csv", "markdown")
 UNKNOWN = "-"
 
-Kind = Literal["text", "count", "usd", "moment", "minute", "raw", "number", "share", "ms"]
-_RIGHT: tuple[Kind, ...] = ("count", "usd", "number", "share", "ms")
+Kind = Literal["text", "count", "usd", "moment", "minute", "raw", "number", "share", "bar", "ms", "rate"]
+_RIGHT: tuple[Kind, ...] = ("count", "usd", "number", "share", "bar", "ms", "rate")
 _SHOWN_PLACES = Decimal("0.000001")
 
 
 class Column(NamedTuple):
-    """A column: its name in data, its title for people. `detail`: in CSV and JSON alone;
-    `if_any`: left out for people where all is zero; `whole`: never folded; `can_go`: left out on a
-    terminal that is too narrow for all."""
+    """A column: its name in data, its title for people. `detail`: in CSV and JSON alone; `drawn`: for
+    people alone; `if_any`: left out for people where all is zero; `whole`: never folded; `can_go`:
+    left out on a terminal that is too narrow for all, those of a higher number first."""
 
     name: str
     title: str
     kind: Kind
     detail: bool = False
+    drawn: bool = False
     if_any: bool = False
     whole: bool = False
-    can_go: bool = False
+    can_go: int = 0
 
     @property
     def is_right(self) -> bool:
@@ -110,21 +108,25 @@ def write(report: Report, format: str, out: TextIO) -> None:
     elif format == "markdown":
         out.write(as_markdown(report.document()))
     elif out.isatty():
-        _draw(report.document(), out)
+        from reports.terminal import draw
+
+        draw(report.document(), out)
     else:
         out.write(as_text(report.document()))
 
 
 def shown(value: Any, kind: Kind) -> str:
     """A value as people read it; what is not known is a dash."""
-    if value is None:
-        return UNKNOWN
+    if value is None or value == "":  # the latter where there is nothing to know, as in a line of totals
+        return UNKNOWN if value is None else ""
     if kind == "usd":
         return _dollars(value)
     if kind == "count":
         return f"{value:,}"
-    if kind == "share":
+    if kind in ("share", "bar"):
         return f"{value:.1%}"
+    if kind == "rate":
+        return f"{value:,.1f}"
     if kind == "ms":
         return f"{value:,.0f}"
     if kind in ("moment", "minute"):
@@ -162,8 +164,9 @@ def as_csv(table: Table) -> str:
     """CSV of all columns and rows, no total; a cell that a spreadsheet would run starts with '."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_csv_cell(column.name) for column in table.columns])
-    writer.writerows([_csv_cell(row[column.name]) for column in table.columns] for row in table.rows)
+    columns = [column for column in table.columns if not column.drawn]
+    writer.writerow([_csv_cell(column.name) for column in columns])
+    writer.writerows([_csv_cell(row[column.name]) for column in columns] for row in table.rows)
     return text.getvalue()
 
 
@@ -213,89 +216,17 @@ def as_text(document: Document) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]], alignment: str, indent: str) -> str:
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = []
         for cell, width, side in zip(row, widths, alignment, strict=True):
-            fill = " " * (width - _width(cell))
+            fill = " " * (width - width_of(cell))
             cells.append(fill + cell if side == "r" else cell + fill)
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
+    """How many cells of a terminal a text takes."""
     return len(text) if text.isascii() else sum(2 if east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _draw(document: Document, out: TextIO) -> None:
-    """With rich, which keeps to NO_COLOR and the terminal's width."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    console = Console(file=out, highlight=False)
-    if document.title:
-        console.print(Text(harmless(document.title), style="bold"))
-    if document.facts:
-        facts = RichTable.grid(padding=(0, 2))
-        for fact in document.facts:
-            value = Text(fact.value, justify="right")
-            facts.add_row(Text(fact.label, style="dim"), value, Text(fact.note, style="dim"))
-        console.print(facts)
-    for table in document.tables:
-        _draw_table(table, console)
-    if document.note:
-        console.print(Text(document.note, style="dim"))
-
-
-def _draw_table(table: Table, console: Console) -> None:
-    """Texts are folded where the terminal is narrow; numbers never are, as part of one is another."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    drawn = RichTable(
-        title=table.title or None,
-        title_style="bold",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    columns, rows = _that_fit(table.shown_columns(), table.shown_rows(), console.width)
-    widths = [_least_width(column, [row[at] for row in rows]) for at, column in enumerate(columns)]
-    for column, width in zip(columns, widths, strict=True):
-        side: Literal["right", "left"] = "right" if column.is_right else "left"
-        title = column.title.replace(" ", "\n")
-        drawn.add_column(title, justify=side, overflow="fold", min_width=width, no_wrap=column.is_right)
-    for number, cells in enumerate(rows):
-        is_total = table.total is not None and number == len(rows) - 1
-        if is_total:
-            drawn.add_section()
-        drawn.add_row(*map(Text, cells), style="bold" if is_total else None)
-    console.print(drawn, width=max(console.width, sum(widths) + 2 * len(widths)), crop=False)
-    console.print()
-
-
-def _that_fit(
-    columns: list[Column], rows: list[list[str]], width: int
-) -> tuple[list[Column], list[list[str]]]:
-    """The columns that there is room for, and their cells: those that can go do, the last first."""
-    for at in reversed(range(len(columns))):
-        least = [_least_width(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
-        if sum(least) + 2 * len(least) <= width:
-            break
-        if columns[at].can_go:
-            columns = columns[:at] + columns[at + 1 :]
-            rows = [row[:at] + row[at + 1 :] for row in rows]
-    return columns, rows
-
-
-def _least_width(column: Column, cells: Sequence[str]) -> int:
-    """The narrowest a column may become: numbers and moments whole, texts to a dozen characters."""
-    whole = max(map(_width, cells), default=1)
-    titles = max(map(_width, column.title.split()), default=1)
-    is_whole = column.whole or column.is_right or column.kind in ("moment", "minute")
-    return max(titles, whole if is_whole else min(whole, 12))

@@ -23,8 +23,8 @@ _COLUMNS = (
     Column("attempts", "Attempts", "count", detail=True),
     Column("failed_attempts", "Failed attempts", "count", detail=True),
     Column("fallbacks", "Fallbacks", "count", detail=True),
-    Column("input_tokens", "Input tokens", "count", can_go=True),
-    Column("output_tokens", "Output tokens", "count", can_go=True),
+    Column("input_tokens", "Input tokens", "count", can_go=1),
+    Column("output_tokens", "Output tokens", "count", can_go=1),
     Column("cost_usd", "Cost", "usd"),
     Column("list_cost_usd", "List cost", "usd", detail=True),
     Column("unpriced_attempts", "Unpriced", "count", if_any=True),
@@ -35,11 +35,21 @@ _COLUMNS = (
 _MOMENTS = ("first_at", "last_at")
 
 
+_SUMMED = tuple(column.name for column in _COLUMNS if column.kind in ("count", "usd"))
+_FOUND = """
+create temp table found as
+select {columns} from sessions
+where ($since is null or first_at >= $since::timestamptz)
+    and ($until is null or first_at < $until::timestamptz)
+"""
+
+
 class Sessions(NamedTuple):
-    """Some of the sessions, and how many there are."""
+    """Some of the sessions, how many there are, and what all of them add up to."""
 
     rows: list[dict[str, Any]]
     in_all: int
+    total: dict[str, Any]
     tz: str
 
     def table(self) -> Table:
@@ -54,7 +64,10 @@ class Sessions(NamedTuple):
         """The list for people."""
         hidden = self.in_all - len(self.rows)
         note = f"and {hidden:,} earlier; --limit 0 shows all" if hidden else ""
-        return Document(f"Sessions ({self.tz})", [], [self.table()], note)
+        label = f"Total of all {self.in_all:,}" if hidden else "Total"
+        total = self.total | {"session_id": label, "first_at": "", "last_at": ""}
+        table = Table("", _COLUMNS, self.rows, total if self.rows else None)
+        return Document(f"Sessions ({self.tz})", [], [table], note)
 
 
 def sessions_report(
@@ -69,28 +82,27 @@ def sessions_report(
 
     Raises as `ledger.reader.connect`.
     """
-    columns = ", ".join(
-        f"strftime({column.name}, '%Y-%m-%dT%H:%M:%S.%f%z') as {column.name}"
-        if column.name in _MOMENTS
-        else column.name
-        for column in _COLUMNS
-    )
+    names = [column.name for column in _COLUMNS]
     with connect(
         path, tz=tz, allow_damage=allow_damage, views=("attempts", "requests", "sessions")
     ) as connection:
+        bounds = {"since": period.since, "until": period.until}
+        connection.execute(
+            _FOUND.format(columns=", ".join(names)),
+            {name: at and at.isoformat() for name, at in bounds.items()},
+        )
         rows = connection.execute(
-            f"select {columns}, count(*) over () as found from sessions"
-            " where ($since is null or first_at >= $since::timestamptz)"
-            " and ($until is null or first_at < $until::timestamptz)"
-            " order by sessions.first_at desc, session_id limit $limit",
-            {
-                "since": period.since and period.since.isoformat(),
-                "until": period.until and period.until.isoformat(),
-                "limit": limit or 2**62,
-            },
+            f"select {', '.join(map(_as_text, names))} from found"
+            " order by found.first_at desc, session_id limit ?",
+            [limit or 2**62],
         ).fetchall()
-    names = [column.name for column in _COLUMNS]
-    found = [dict(zip(names, row[:-1], strict=True)) for row in rows]
+        sums = ", ".join(f"sum({name})" for name in _SUMMED)
+        (in_all, *total), *_ = connection.execute(f"select count(*), {sums} from found").fetchall()
+    found = [dict(zip(names, row, strict=True)) for row in rows]
     for session in found:
         session.update({name: rfc3339(session[name]) for name in _MOMENTS})
-    return Sessions(found, rows[0][-1] if rows else 0, tz)
+    return Sessions(found, in_all, dict(zip(_SUMMED, total, strict=True)), tz)
+
+
+def _as_text(name: str) -> str:
+    return f"strftime({name}, '%Y-%m-%dT%H:%M:%S.%f%z') as {name}" if name in _MOMENTS else name

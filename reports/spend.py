@@ -14,24 +14,16 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.errors import NoSuchSession
-from ledger.reader import connect, quoted, tier_rank
-from reports.options import ALL_TIME, Period, choice, time_zone
-from reports.render import Column, Document, Fact, Table, harmless, rfc3339, shown
+from ledger.reader import connect, tier_rank
+from reports.keys import IN_TIME, key_sql, key_value, keys, titled
+from reports.options import ALL_TIME, Period, in_period, time_zone
+from reports.render import Column, Document, Fact, Table, harmless, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import duckdb
 
-KEYS = {
-    "tier": "tier",
-    "model": "model",
-    "task": "task",
-    "provider": "provider",
-    "session": "session_id",
-    "day": "strftime(started_at, '%Y-%m-%d')",
-    "hour": "strftime(started_at, '%Y-%m-%dT%H:00%z')",
-}
 _VIEWS = ("attempts", "requests")
 _NOTHING = Decimal("0.000000000000")
 
@@ -39,13 +31,13 @@ Figures = dict[str, Any]
 _SPEND = """
 with counted as (
     select
-        tier, provider, model, {key} as key, started_at, coalesce(ended_at, started_at) as last_at,
+        tier, provider, model, started_at, coalesce(ended_at, started_at) as last_at{keys},
         0 as attempts, 1 as requests, status, fallbacks
     from requests
     where {period}
     union all by name
     select
-        tier, provider, model, {key} as key, started_at, coalesce(ended_at, started_at) as last_at,
+        tier, provider, model, started_at, coalesce(ended_at, started_at) as last_at{keys},
         1 as attempts, 0 as requests, outcome, billing, is_unpriced, is_unlisted, reserved_usd, cost_usd,
         list_cost_usd, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens
     from attempts
@@ -54,8 +46,7 @@ with counted as (
 select
     tier,
     provider,
-    model,
-    key,
+    model{names},
     sum(cost_usd) as cost_usd,
     sum(list_cost_usd) as list_cost_usd,
     sum(requests)::bigint as requests,
@@ -86,7 +77,7 @@ select
     epoch_us(min(started_at)) as first_us,
     epoch_us(max(last_at)) as last_us
 from counted
-group by tier, provider, model, key
+group by tier, provider, model{names}
 """
 _COUNTS = (
     "requests",
@@ -125,8 +116,8 @@ class Spend(NamedTuple):
     total: Figures
     by_tier: list[Figures]
     by_model: list[Figures]
-    by: str | None
-    rows: list[Figures]  # per value of `by`; each with it as "key"
+    by: tuple[str, ...]
+    rows: list[Figures]  # per values of the keys `by`, in their order
 
     def data(self) -> dict[str, Any]:
         """The report as --format json gives it; money is Decimal, moments are RFC 3339 text."""
@@ -139,21 +130,19 @@ class Spend(NamedTuple):
             report[name] = {"attempts": of[f"{name}_attempts"], "ceiling_usd": of[f"{name}_ceiling_usd"]}
         report["by_tier"] = [_row(row, "tier") for row in self.by_tier]
         report["by_model"] = [_row(row, "model", "provider") for row in self.by_model]
-        if self.by is not None:
-            report |= {"by": self.by, "rows": [_row(row, self.by) for row in self.rows]}
+        if self.by:
+            report |= {"by": list(self.by), "rows": [_row(row, *_named(self.by)) for row in self.rows]}
         return report | {"first_at": of["first_at"], "last_at": of["last_at"]}
 
     def table(self) -> Table:
         """The one table that --format csv gives: by the key asked for, else by tier."""
-        if self.by is not None:
-            return _table(self.rows, self.total, self.by)
-        return _table(self.by_tier, self.total, "tier")
+        return _table(self.rows if self.by else self.by_tier, self.total, self.by or ("tier",))
 
     def document(self) -> Document:
         """The report for people."""
         tables = [self.table()]
-        if self.by is None:
-            tables.append(_table(self.by_model, self.total, "model"))
+        if not self.by:
+            tables.append(_table(self.by_model, self.total, ("model",)))
         title = "All sessions" if self.session_id is None else f"Session {self.session_id}"
         return Document(title, self._facts(), tables)
 
@@ -196,13 +185,14 @@ _OUTPUT_PARTS = {"reasoning_tokens": "of them reasoning"}
 _COLUMNS = (
     Column("requests", "Requests", "count"),
     Column("attempts", "Attempts", "count"),
-    Column("failed_attempts", "Failed attempts", "count", can_go=True),
+    Column("failed_attempts", "Failed attempts", "count", can_go=2),
     Column("input_tokens", "Input tokens", "count"),
     Column("cache_read_tokens", "Cache read", "count", detail=True),
     Column("cache_write_tokens", "Cache write", "count", detail=True),
     Column("output_tokens", "Output tokens", "count"),
     Column("reasoning_tokens", "Reasoning", "count", detail=True),
     Column("cost_usd", "Cost", "usd"),
+    Column("cost_share", "Share of cost", "bar", drawn=True),
     Column("list_cost_usd", "List cost", "usd", detail=True),
     Column("billed_attempts", "Billed", "count", detail=True),
     Column("unbilled_attempts", "Unbilled", "count", detail=True),
@@ -234,16 +224,30 @@ def _parts(figures: Figures, names: Mapping[str, str]) -> str:
     )
 
 
-def _table(rows: list[Figures], total: Figures, by: str) -> Table:
-    key = harmless(by.removeprefix("tag:"))
-    columns = [Column(by, key.capitalize(), "text"), *_COLUMNS]
-    if by == "model":
-        columns.insert(1, Column("provider", "Provider", "text", detail=True))
-    return Table(f"By {harmless(by)}", columns, rows, total | {by: "Total"})
+def _table(rows: list[Figures], total: Figures, by: tuple[str, ...]) -> Table:
+    """Rows by their keys, each with its share of the cost for people."""
+    keys = [Column(key, harmless(titled(key)), "text", whole=len(by) == 1) for key in by]
+    if "model" in by and "provider" not in by:
+        keys.append(Column("provider", "Provider", "text", detail=True))
+    shared = [row | {"cost_share": _share(row["cost_usd"], total["cost_usd"])} for row in rows]
+    in_all = total | {column.name: "" for column in keys} | {by[0]: "Total", "cost_share": ""}
+    return Table(f"By {harmless(' and '.join(by))}", [*keys, *_COLUMNS], shared, in_all)
+
+
+def _share(part_usd: Decimal | None, whole_usd: Decimal | None) -> float | None:
+    """0..1; None where either is not known, or there is nothing to share."""
+    return float(part_usd / whole_usd) if part_usd is not None and whole_usd else None
 
 
 def _row(figures: Figures, *names: str) -> Figures:
-    return {name: figures[name] for name in (*names, *(column.name for column in _COLUMNS))}
+    return {
+        name: figures[name] for name in (*names, *(column.name for column in _COLUMNS if not column.drawn))
+    }
+
+
+def _named(by: tuple[str, ...]) -> tuple[str, ...]:
+    """What a row of these keys is told by: a model also by its provider."""
+    return (*by, "provider") if "model" in by and "provider" not in by else by
 
 
 def spend_report(
@@ -251,56 +255,49 @@ def spend_report(
     *,
     session_id: str | None = None,
     period: Period = ALL_TIME,
-    by: str | None = None,
+    by: str | Sequence[str] | None = None,
     tz: str = "UTC",
     allow_damage: bool = False,
 ) -> Spend:
     """Read the ledger at `path` and sum up what was spent.
 
-    by: one of KEYS, or tag:KEY. Raises UsageError for another key, NoSuchSession for a session
-    without events, naming the nearest; else as `ledger.reader.connect`.
+    by: keys as `reports.keys.keys` takes them. Raises UsageError for another key, NoSuchSession for a
+    session without events, naming the nearest; else as `ledger.reader.connect`.
     """
-    key = _key_sql(by)
+    named = keys(by)
     zone = time_zone(tz)
     with connect(path, session_id, tz=tz, allow_damage=allow_damage, views=_VIEWS) as connection:
         if session_id is not None and not _has_events(connection):
             raise NoSuchSession(
                 f"no session {session_id!r} in {path}{_nearest_sessions(path, session_id, allow_damage)}"
             )
-        parts = _parts_of(connection, key, period)
-    if by is not None:
-        parts = [part | {by: rfc3339(part["key"]) if by == "hour" else part["key"]} for part in parts]
+        parts = _parts_of(connection, named, period)
     return Spend(
         session_id,
         period,
         tz,
         total=_summed(parts, zone),
-        by_tier=_in_order(_grouped(parts, zone, "tier"), "tier"),
-        by_model=_in_order(_grouped(parts, zone, "model", "provider"), "model"),
-        by=by,
-        rows=_in_order(_grouped(parts, zone, by), by) if by is not None else [],
+        by_tier=_by(parts, zone, ("tier",)),
+        by_model=_by(parts, zone, ("model",)),
+        by=named,
+        rows=_by(parts, zone, named) if named else [],
     )
 
 
-def _key_sql(by: str | None) -> str:
-    """The key's expression over `attempts` and `requests`, which name their columns alike."""
-    if by is None:
-        return "null::varchar"
-    if by.startswith("tag:") and len(by) > len("tag:"):
-        return f"tags[{quoted(by.removeprefix('tag:'))}]"
-    return KEYS[choice(by, (*KEYS, "tag:KEY"), "--by")]
-
-
-def _parts_of(connection: duckdb.DuckDBPyConnection, key: str, within: Period) -> list[Figures]:
-    """The figures per tier, provider, model and key: what all others are added up from."""
-    bounds = {"since": (">=", within.since), "until": ("<", within.until)}
-    conditions = " and ".join(
-        f"started_at {sign} ${name}::timestamptz" for name, (sign, at) in bounds.items() if at is not None
+def _parts_of(connection: duckdb.DuckDBPyConnection, by: tuple[str, ...], within: Period) -> list[Figures]:
+    """The figures per tier, provider, model and keys: what all others are added up from."""
+    key_names = [f"key_{at}" for at in range(len(by))]
+    expressions = [f", {key_sql(key)} as {name}" for key, name in zip(by, key_names, strict=True)]
+    condition, parameters = in_period(within)
+    sql = _SPEND.format(
+        keys="".join(expressions), names="".join(f", {name}" for name in key_names), period=condition
     )
-    parameters = {name: at.isoformat() for name, (_, at) in bounds.items() if at is not None}
-    connection.execute(_SPEND.format(key=key, period=conditions or "true"), parameters or None)
+    connection.execute(sql, parameters)
     names = [column[0] for column in connection.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in connection.fetchall()]
+    parts = [dict(zip(names, row, strict=True)) for row in connection.fetchall()]
+    for part in parts:
+        part.update((key, key_value(key, part.pop(name))) for key, name in zip(by, key_names, strict=True))
+    return parts
 
 
 def _summed(parts: Sequence[Figures], zone: tzinfo) -> Figures:
@@ -328,20 +325,38 @@ def _moment(microseconds: int | None, zone: tzinfo) -> str | None:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _grouped(parts: Sequence[Figures], zone: tzinfo, *names: str) -> list[Figures]:
+def _by(parts: Sequence[Figures], zone: tzinfo, by: tuple[str, ...]) -> list[Figures]:
+    """One row for each combination of keys; a key's rows stand together, ranked as `_rank` says."""
+    ranks: dict[tuple[Any, ...], Any] = {}
+    for depth in range(1, len(by) + 1):
+        for values, figures in _grouped(parts, zone, by[:depth]).items():
+            ranks[values] = _rank(by[depth - 1], values[-1], figures)
+    names = _named(by)
+    rows = [
+        dict(zip(names, of, strict=True)) | figures for of, figures in _grouped(parts, zone, names).items()
+    ]
+    return sorted(
+        rows,
+        key=lambda row: [ranks[tuple(row[key] for key in by[:depth])] for depth in range(1, len(by) + 1)],
+    )
+
+
+def _grouped(
+    parts: Sequence[Figures], zone: tzinfo, names: tuple[str, ...]
+) -> dict[tuple[Any, ...], Figures]:
     groups: dict[tuple[Any, ...], list[Figures]] = {}
     for part in parts:
         groups.setdefault(tuple(part[name] for name in names), []).append(part)
-    return [dict(zip(names, of, strict=True)) | _summed(group, zone) for of, group in groups.items()]
+    return {of: _summed(group, zone) for of, group in groups.items()}
 
 
-def _in_order(rows: list[Figures], by: str) -> list[Figures]:
+def _rank(key: str, value: Any, figures: Figures) -> Any:
     """Tiers in their order, days and hours as they came, all else dearest first."""
-    if by == "tier":
-        return sorted(rows, key=lambda row: tier_rank(row["tier"]))
-    if by in ("day", "hour"):  # an hour that comes twice a day has two offsets
-        return sorted(rows, key=lambda row: row["first_us"])
-    return sorted(rows, key=lambda row: (-(row["cost_usd"] or 0), str(row[by])))
+    if key == "tier":
+        return tier_rank(value)
+    if key in IN_TIME:  # an hour that comes twice a day has two offsets
+        return figures["first_us"]
+    return -(figures["cost_usd"] or 0), str(value)
 
 
 def _has_events(connection: duckdb.DuckDBPyConnection) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WRAPPERS = ("__func__", "fget", "func")  # of a class method, a property, a cached one
-MODULES = ("router", "router.testing", "ledger")
+MODULES = ("router", "router.testing", "ledger", "reports")
 
 
 def documented(module: str) -> list[str]:
@@ -47,7 +47,7 @@ def public_things() -> Iterator[tuple[str, Any]]:
 
 def members(name: str, of: type) -> Iterator[tuple[str, Any]]:
     for each in of.__mro__:
-        if each.__module__.split(".")[0] not in ("router", "ledger"):
+        if each.__module__.split(".")[0] not in ("router", "ledger", "reports"):
             continue
         for member, value in vars(each).items():
             function = next((f for kind in WRAPPERS if (f := getattr(value, kind, None))), value)
@@ -98,6 +98,7 @@ def test_what_is_public_says_what_it_is_and_what_it_raises(name: str) -> None:
         "ledger.Ledger.open": "LedgerError SettingsError",
         "ledger.Ledger.begin": "LedgerError",
         "ledger.Ledger.reserve": "BudgetExceeded",
+        "reports.open": "LedgerError DamagedLedger SettingsError",
     }.items(),
 )
 def test_the_ways_in_name_what_comes_from_within(name: str, errors: str) -> None:

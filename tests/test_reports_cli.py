@@ -211,7 +211,7 @@ def test_an_unforeseen_error_is_one_line_unless_debugging(
         main(["report", "--ledger", ledger])
 
 
-@pytest.mark.parametrize("option", ["--by", "--session", "--format"])
+@pytest.mark.parametrize("option", ["--session", "--format", "--tz"])
 def test_an_option_given_twice_is_refused_rather_than_dropped(
     option: str, ledger: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

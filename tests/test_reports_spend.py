@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from played import History
 
 from ledger.errors import NoSuchSession
+from reports.keys import KEYS
 from reports.options import Period, UsageError, period
 from reports.render import write
-from reports.spend import KEYS, spend_report
+from reports.spend import spend_report
 
 CRAWL = """
     session=crawl_1 task=analyze_page tags={"app":"shop"} at=2026-11-22T22:30:00

@@ -14,14 +14,17 @@
 -- circuit_opened_at: since when it is left alone now; NULL: it is not
 -- latency_ms_p50: milliseconds, median; answered attempts only; NULL: none was answered
 -- latency_ms_p95: milliseconds, 95th percentile; answered attempts only
+-- latency_ms_p99: milliseconds, 99th percentile; answered attempts only
 -- first_token_ms_p50: milliseconds, median; streamed and answered attempts only
+-- first_token_ms_p95: milliseconds, 95th percentile; streamed and answered attempts only
 -- input_tokens: all prompt tokens, cached ones included
 -- cache_read_tokens: the part of input_tokens read from a cache
 -- cache_write_tokens: the part of input_tokens written to a cache
 -- output_tokens: tokens of the answers, reasoning included
 -- reasoning_tokens: the part of output_tokens spent on reasoning
 -- cost_usd: USD; the priced part, settlements included; NULL: nothing priced
--- list_cost_usd: USD; the same at list prices
+-- failed_cost_usd: USD; the part of cost_usd that attempts without an answer cost; NULL: none of it is known
+-- list_cost_usd: USD; the same as cost_usd at list prices
 -- unpriced_attempts: billed attempts that cost_usd lacks, as nothing says how much
 -- unlisted_attempts: billed attempts that list_cost_usd lacks, as the book has no price for all they used
 -- in_doubt_attempts: attempts that were sent and whose outcome is not known; cost_usd lacks them
@@ -38,13 +41,20 @@ with summed as (
         count(*) filter (where error_type = 'timeout') as timed_out_attempts,
         quantile_cont(latency_ms, 0.50) filter (where outcome = 'succeeded') as latency_ms_p50,
         quantile_cont(latency_ms, 0.95) filter (where outcome = 'succeeded') as latency_ms_p95,
+        quantile_cont(latency_ms, 0.99) filter (where outcome = 'succeeded') as latency_ms_p99,
         quantile_cont(first_token_ms, 0.50) filter (where outcome = 'succeeded') as first_token_ms_p50,
+        quantile_cont(first_token_ms, 0.95) filter (where outcome = 'succeeded') as first_token_ms_p95,
         coalesce(sum(input_tokens), 0)::bigint as input_tokens,
         coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
         coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
         coalesce(sum(output_tokens), 0)::bigint as output_tokens,
         coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
         sum(cost_usd) as cost_usd,
+        if(
+            count(*) filter (where outcome not in ('succeeded', 'in_flight')) = 0,
+            0,
+            sum(cost_usd) filter (where outcome not in ('succeeded', 'in_flight'))
+        ) as failed_cost_usd,
         sum(list_cost_usd) as list_cost_usd,
         count(*) filter (where is_unpriced) as unpriced_attempts,
         count(*) filter (where is_unlisted) as unlisted_attempts,

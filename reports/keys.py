@@ -1,0 +1,55 @@
+"""What figures are grouped by: `--by tier,model`, one or several keys, as SQL over rows of attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ledger.reader import quoted
+from reports.options import UsageError, choice
+from reports.render import rfc3339
+
+KEYS = {
+    "tier": "tier",
+    "model": "model",
+    "task": "task",
+    "provider": "provider",
+    "session": "session_id",
+    "day": "strftime(started_at, '%Y-%m-%d')",
+    "hour": "strftime(started_at, '%Y-%m-%dT%H:00%z')",
+}
+TAG = "tag:"
+IN_TIME = ("day", "hour")
+
+
+def keys(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The keys meant, in their order: each text may name several, between commas; none: ().
+
+    Raises UsageError for an unknown key, naming the nearest, and for one that comes twice.
+    """
+    texts = [given] if isinstance(given, str) else given or ()
+    named = [_key(word.strip()) for text in texts for word in text.split(",")]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise UsageError(f"--by names {twice} twice; once is enough")
+    return tuple(named)
+
+
+def key_sql(key: str) -> str:
+    """The expression of a key over anything with the columns of `attempts` or `requests`."""
+    return f"tags[{quoted(key.removeprefix(TAG))}]" if key.startswith(TAG) else KEYS[key]
+
+
+def key_value(key: str, value: Any) -> Any:
+    """A key's value as reports have it: an hour is RFC 3339."""
+    return rfc3339(value) if key == "hour" else value
+
+
+def _key(word: str) -> str:
+    if word.startswith(TAG) and len(word) > len(TAG):
+        return word
+    return choice(word, (*KEYS, f"{TAG}KEY"), "--by")
+
+
+def titled(key: str) -> str:
+    """A key as a column's title."""
+    return key.removeprefix(TAG).capitalize()
