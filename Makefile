@@ -26,8 +26,10 @@ test: $(STAMP)  ## the tests, on all cores; more for pytest in ARGS="-k journal 
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 MINUTES ?= 10
+RUNS ?= 200
 
-torture: $(STAMP)  ## kill -9 whatever uses a ledger, for ten minutes (MINUTES=, SEED= and ROUND= of a failure)
+torture: $(STAMP)  ## budgets in 200 storms (RUNS=), then kill -9 whatever uses a ledger, for ten minutes (MINUTES=, SEED= and ROUND= of a failure)
+	@$(BIN)/python tests/budget_storm.py --runs $(RUNS)
 	@$(BIN)/python tests/torture.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(ROUND),--round $(ROUND))
 
 lint: $(STAMP)  ## style and format
@@ -43,7 +45,7 @@ wheel: $(STAMP)  ## the wheel, in dist/
 	@rm -f build.log; ls dist/*.whl
 
 bench: $(STAMP)  ## the benchmarks
-	@for name in route import report messages answer stream ledger; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	@for name in route import report messages answer stream ledger budgets; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
 picture: $(STAMP)  ## docs/nightly.png, the nightly page as README shows it; needs Chromium
 	@$(BIN)/python tests/nightly_picture.py docs/nightly.png

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ledger import price_books
 from ledger.checks.findings import NOTHING_SEALED, Head
 from ledger.checks.folder import ledger_id
 from ledger.errors import DamagedLedger, LedgerError
@@ -85,6 +86,7 @@ def _copy(root: Path, copy: Path, target: Path) -> Backup:
         _write(copy / MANIFEST, lines)
     for batch in batches:
         _copy_segment(root, copy, batch)
+    _copy_price_books(root, copy)
     for name, content in (
         ("ledger.id", (root / "ledger.id").read_bytes()),
         ("ledger.sql", ledger_sql(target).encode()),
@@ -93,6 +95,14 @@ def _copy(root: Path, copy: Path, target: Path) -> Backup:
     ):
         _write(copy / name, content)
     return Backup(target, head, len(batches), journals, _sync_folders(copy))
+
+
+def _copy_price_books(root: Path, copy: Path) -> None:
+    books = sorted((root / price_books.FOLDER).glob("*.json"))
+    if books:
+        make_private_folder(copy / price_books.FOLDER)
+    for book in books:
+        _write(copy / price_books.FOLDER / book.name, book.read_bytes())
 
 
 def _copy_journals(folder: Path, copy: Path) -> int:

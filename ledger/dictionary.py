@@ -23,7 +23,8 @@ The default ledger is `data/ledger`; `bughive-costs demo` writes to `data/demo`.
     journals/<journal_id>.jsonl    one per writing process, append-only: one event a line, with a check
     events/date=…/*.parquet        what was sealed: immutable, one UTC day a file
     manifest.jsonl                 one line per segment; made again from their footers if it is lost
-    state.db                       SQLite: balances, reservations, circuits, sessions by batch; derived
+    state.db                       SQLite: balances, reservations, budgets, circuits, sessions; derived
+    price_books/<hash>.json        the price books that were ever counted with, as events name them
     ledger.id                      the ledger's id and the key of its prompt hashes
     ledger.sql                     for a DuckDB prompt: `.read data/ledger/ledger.sql`
     seal.lock                      held by the one process that seals

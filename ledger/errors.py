@@ -18,8 +18,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Self
 
-from ledger.money import MONEY
+from ledger.money import plain
+
+if TYPE_CHECKING:
+    from ledger.budgets import Balance, Limit
 
 
 class BughiveError(Exception):
@@ -50,8 +54,40 @@ class SettingsError(BughiveError):
     """A setting that cannot be used; names the file and line, and what was expected."""
 
 
+_DENIAL = (
+    *("scope", "scope_id", "tz", "limit_usd", "spent_usd", "reserved_usd", "in_doubt_usd", "asked_usd"),
+)
+
+
 class BudgetError(BughiveError):
-    """A request refused before any byte was sent."""
+    """A request refused before any byte was sent.
+
+    The limit that would not hold, and what counted against it, all in USD; None where no limit is told of.
+    """
+
+    scope: str | None = None
+    scope_id: str | None = None  # of a day or a month: which one, in the zone `tz`
+    tz: str | None = None
+    limit_usd: Decimal | None = None
+    spent_usd: Decimal | None = None
+    reserved_usd: Decimal | None = None
+    in_doubt_usd: Decimal | None = None
+    asked_usd: Decimal | None = None  # None: not known
+
+    def facts(self) -> dict[str, Any]:
+        """The limit and what counted against it, as a denial is recorded."""
+        return {name: getattr(self, name) for name in _DENIAL}
+
+    def on(self, limit: Limit, balance: Balance) -> Self:
+        """The same refusal, told of a limit."""
+        told = type(self)(
+            f"the budget of {limit.scope} {limit.scope_id}".rstrip() + f" cannot hold: {self}",
+            request_id=self.request_id,
+        )
+        told.scope, told.scope_id, told.tz = limit.scope, limit.scope_id or None, limit.tz
+        told.limit_usd = limit.limit_usd
+        told.spent_usd, told.reserved_usd, told.in_doubt_usd = balance
+        return told
 
 
 class UnpricedModel(BudgetError):
@@ -65,6 +101,13 @@ class UnboundedRequest(BudgetError):
 class BudgetExceeded(BudgetError):
     """A limit would not hold: spent + reserved + in doubt + asked is above it. All amounts in USD."""
 
+    scope: str
+    limit_usd: Decimal
+    spent_usd: Decimal
+    reserved_usd: Decimal
+    in_doubt_usd: Decimal
+    asked_usd: Decimal
+
     def __init__(
         self,
         *,
@@ -75,27 +118,22 @@ class BudgetExceeded(BudgetError):
         reserved_usd: Decimal,
         in_doubt_usd: Decimal,
         asked_usd: Decimal,
+        tz: str | None = None,
         request_id: str | None = None,
     ) -> None:
         super().__init__(
             f"budget of {scope} {scope_id or ''}".rstrip()
-            + f" exceeded: limit ${_plain(limit_usd)}, spent ${_plain(spent_usd)},"
-            f" reserved ${_plain(reserved_usd)}, in doubt ${_plain(in_doubt_usd)},"
-            f" asked ${_plain(asked_usd)}; raise the limit or lower max_tokens",
+            + f" exceeded: limit ${plain(limit_usd)}, spent ${plain(spent_usd)},"
+            f" reserved ${plain(reserved_usd)}, in doubt ${plain(in_doubt_usd)},"
+            f" asked ${plain(asked_usd)}; raise the limit or lower max_tokens",
             request_id=request_id,
         )
-        self.scope = scope
-        self.scope_id = scope_id
+        self.scope, self.scope_id, self.tz = scope, scope_id or None, tz
         self.limit_usd = limit_usd
         self.spent_usd = spent_usd
         self.reserved_usd = reserved_usd
         self.in_doubt_usd = in_doubt_usd
         self.asked_usd = asked_usd
-
-
-def _plain(amount: Decimal) -> str:
-    """An amount with no more digits than it has."""
-    return format(amount.normalize(MONEY), "f")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

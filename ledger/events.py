@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, TypeAdapter
 
+from ledger.budgets import BudgetMode, BudgetScope
 from ledger.money import MONEY_PLACES
 
 STAMP_FIELDS = ("journal_id", "seq", "schema_version", "occurred_at")
@@ -56,8 +57,6 @@ ErrorType = Literal[
     "cancelled",
 ]
 Billing = Literal["billed", "unbilled", "unknown"]
-BudgetScope = Literal["request", "session", "task", "tier", "model", "day", "month", "all"]
-BudgetMode = Literal["hard", "warn"]
 
 
 def plain_text(text: str, limit: int = 500) -> str:
@@ -266,7 +265,10 @@ class RequestFailed(_RequestEnd):
 
 
 class RequestDenied(_RequestEnd):
-    """Refused before a byte was sent: a limit would not hold, or could not be told to hold."""
+    """Refused before a byte was sent: a limit would not hold, or could not be told to hold.
+
+    The limit, and what counted against it at that moment; `reserved_usd`: ceilings of attempts in flight.
+    """
 
     event_type: Literal["request_denied"] = "request_denied"
     tier: Name
@@ -277,32 +279,43 @@ class RequestDenied(_RequestEnd):
     scope: BudgetScope
     scope_id: Name | None = None
     mode: BudgetMode = "hard"
+    tz: Name | None = None
     limit_usd: UsdAtLeastZero
-    spent_usd: UsdAtLeastZero
+    spent_usd: Usd
+    reserved_usd: UsdAtLeastZero | None = None
     in_doubt_usd: UsdAtLeastZero
-    asked_usd: UsdAtLeastZero | None = None
+    asked_usd: UsdAtLeastZero | None = None  # None: not known, which is why
 
 
 class BudgetSet(_Event):
-    """`limit_usd` None: the budget is lifted."""
+    """`limit_usd` None: the budget is lifted. `scope_id` None: of each, where there are several.
+
+    A budget is known by scope, scope_id and mode. `tz`: where its days and months begin; None: in UTC.
+    `reason`: the file that says so, or what was said when it was set.
+    """
 
     event_type: Literal["budget_set"] = "budget_set"
     scope: BudgetScope
     scope_id: Name | None = None
     mode: BudgetMode = "hard"
+    tz: Name | None = None
     limit_usd: UsdAtLeastZero | None = None
     reason: Text | None = None
 
 
 class BudgetWarned(_OfRequest):
+    """An attempt takes a warn budget above its limit, or may; once, until it is below again."""
+
     event_type: Literal["budget_warned"] = "budget_warned"
     scope: BudgetScope
     scope_id: Name | None = None
     mode: BudgetMode = "warn"
+    tz: Name | None = None
     limit_usd: UsdAtLeastZero
-    spent_usd: UsdAtLeastZero
+    spent_usd: Usd
+    reserved_usd: UsdAtLeastZero | None = None
     in_doubt_usd: UsdAtLeastZero
-    asked_usd: UsdAtLeastZero
+    asked_usd: UsdAtLeastZero | None = None  # None: not known
 
 
 class _Circuit(_Event):

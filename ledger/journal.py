@@ -11,10 +11,10 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -30,11 +30,16 @@ Clock = Callable[[], datetime]
 
 
 class Stamped(NamedTuple):
-    """Events of one commit and the number of the last; `before` is the commit before it."""
+    """Events of one commit, its moment, and the number of the last; `before` is the commit before it."""
 
     before: Stamped | None
     last_seq: int
     events: Sequence[BaseModel]
+    occurred_at: datetime
+
+
+class MomentPassed(LedgerError):
+    """The events were for a moment that is over; nothing of them is recorded."""
 
 
 class _Tail(NamedTuple):
@@ -66,7 +71,7 @@ class Journal:
         self._fd = fd
         self._lock_fd = fd  # the first part's: its flock is this process's claim on the journal
         self._inode = os.fstat(fd).st_ino
-        self._tail = _Tail(os.fstat(fd).st_size, b"", 1, 0, Stamped(None, 1, (opened,)))
+        self._tail = _Tail(os.fstat(fd).st_size, b"", 1, 0, Stamped(None, 1, (opened,), clock()))
         self._lock = threading.Lock()
         self._syncing = Together(self._sync, reached=1)
         self._unconfirmed: list[tuple[int, bytes]] = []  # stamped, not known to be synced
@@ -126,13 +131,15 @@ class Journal:
         *,
         must_keep: bool = False,
         unless_confirmed: Callable[[datetime], Sequence[BaseModel]] | None = None,
+        only_at: Callable[[datetime], bool] | None = None,
     ) -> datetime:
         """Stamp events as one commit and write them; durable on return. Gives their `occurred_at`.
 
         Raises LedgerError where they could not be written or synced. They are stamped all the same
         if it had come that far, and are written as soon as that is possible, followed by the events
         of `unless_confirmed`. `must_keep` stamps them even while earlier ones wait for the disk:
-        for what has happened already, an answer that was paid for.
+        for what has happened already, an answer that was paid for. `only_at` may refuse the moment, as one
+        that a limit was not checked for: then MomentPassed is raised, and nothing is stamped.
         """
         lines = [facts_of(event) for event in events]
         with self._lock:
@@ -141,6 +148,8 @@ class Journal:
             blocked = self._settle_end(must_keep)
             before = self._tail
             occurred_at = self._clock()
+            if only_at is not None and not only_at(occurred_at):
+                raise MomentPassed(f"it is {occurred_at} by now; try again")
             try:
                 self._stamp(events, lines, occurred_at)
                 if blocked:
@@ -170,20 +179,21 @@ class Journal:
         if self._durable:
             self._syncing.reach(mark)
 
-    def take_unapplied(self) -> list[tuple[int, BaseModel]]:
-        """Written events that state.db has not been told of, with their numbers, in order."""
+    def take_unapplied(self) -> list[tuple[int, Mapping[str, Any]]]:
+        """Written events that state.db has not been told of, with their numbers, as `fold` takes them."""
         tail = self._tail
         if tail.queue:
             return []
         durable_seq = self._syncing.reached if self._durable else tail.seq
-        taken: list[tuple[int, BaseModel]] = []
+        taken: list[tuple[int, Mapping[str, Any]]] = []
         commit = tail.unapplied
         while commit is not None and commit.last_seq > durable_seq:
             commit = commit.before
         while commit is not None:
             first_seq = commit.last_seq - len(commit.events) + 1
             taken.extend(
-                (first_seq + index, event) for index, event in reversed(list(enumerate(commit.events)))
+                (first_seq + index, {**vars(event), "occurred_at": commit.occurred_at})
+                for index, event in reversed(list(enumerate(commit.events)))
             )
             commit = commit.before
         return taken[::-1]
@@ -198,7 +208,7 @@ class Journal:
                 commit = commit.before
             rest: Stamped | None = None
             for commit in reversed(kept):
-                rest = Stamped(rest, commit.last_seq, commit.events)
+                rest = commit._replace(before=rest)
             self._tail = self._tail._replace(unapplied=rest)
 
     def close(self, reason: str = "closed") -> None:
@@ -241,7 +251,7 @@ class Journal:
             tail.queue + b"".join(stamped),
             last_seq,
             tail.open_requests + sum(map(_opening, events)),
-            Stamped(tail.unapplied, last_seq, events),
+            Stamped(tail.unapplied, last_seq, events, occurred_at),
         )
 
     def _stamp_queued(self, events: Sequence[BaseModel]) -> None:

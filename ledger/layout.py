@@ -33,6 +33,9 @@ from ledger.manifest import read_manifest
 from ledger.schema import NO_SEGMENT
 
 EMPTY_SEGMENT = Path(__file__).with_name("empty.parquet")
+OLDER_EMPTY_SEGMENTS = (  # SHA-256, as older versions laid them out; replaced when the ledger is opened
+    "ce9afe1dbbb29984364c0d4a48502e95eed39b82a7c29a0cb84510d530ac8e00",  # schema 1
+)
 UNFINISHED_S = 60.0
 _FOLDERS = ("journals", "events", "events/date=1970-01-01")
 _LAID_OUT = ("ledger.id", "ledger.sql", "journals/empty.jsonl", NO_SEGMENT)

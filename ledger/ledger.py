@@ -24,17 +24,20 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
+import apsw
 from pydantic import BaseModel
 
-from ledger.budgets import Hold, Limit
+from ledger import price_books
+from ledger.budgeting import apply_living, budgets_of, keep_to_file, lift_budget, set_budget
+from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Warned
 from ledger.circuit_board import CircuitBoard
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.events import (
@@ -44,11 +47,13 @@ from ledger.events import (
 from ledger.history import all_runs
 from ledger.journal import Clock, Journal
 from ledger.layout import lay_out
+from ledger.lines import journal_ids, last_seq
 from ledger.prices import PriceBook
 from ledger.recovery import has_living_writers
 from ledger.request_log import RequestLog
 from ledger.settings import Durability, Settings
 from ledger.state import State
+from ledger.windows import quarter_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -57,13 +62,21 @@ if TYPE_CHECKING:
     from ledger.events import AttemptSettled
     from ledger.sealing import Recovery, Sealed
 
-_log = logging.getLogger("ledger")
 _T = TypeVar("_T")
+
+_log = logging.getLogger("ledger")
 
 ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
 SEAL_AT_BYTES = 32_000_000  # about 50,000 events
 APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
+
+
+class Held(NamedTuple):
+    """A ceiling that is held: in which quarter of an hour, and the warn limits it crosses."""
+
+    quarter: int
+    warned: list[Warned]
 
 
 def utc_now() -> datetime:
@@ -113,12 +126,15 @@ class Ledger:
         self._current: Journal | None = None
         self._some_wait = False  # lines of these journals, for the disk
         self._open_state: State | None = None
+        self._budgets = NO_BUDGETS  # as of the last look
+        self._applied: set[str] = set()  # closed journals that state.db knows to their end
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
         self.circuits = CircuitBoard(self)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         try:
             self._identity = lay_out(path, temporary=temporary)
+            price_books.keep(path, prices)
             self._today = clock().date()
             with self._state() as state:
                 self._derive_if_new(state)
@@ -159,13 +175,21 @@ class Ledger:
         chosen = durability or settings.durability
         if chosen not in ("power-loss", "process-crash"):
             raise LedgerError(f"durability must be power-loss or process-crash, not {chosen!r}")
-        return cls(
+        budgets = budgets_of(settings.budgets, settings.tiers)
+        ledger = cls(
             Path(path) if path is not None else settings.ledger_path,
             durability=chosen,
             clock=clock,
             prices=prices,
             auto_seal=auto_seal,
         )
+        if settings.file is not None:
+            try:
+                keep_to_file(ledger, settings.file, budgets)
+            except BaseException:
+                ledger.close()
+                raise
+        return ledger
 
     @classmethod
     def in_memory(cls, *, clock: Clock = utc_now, prices: PriceBook | None = None) -> Ledger:
@@ -238,10 +262,72 @@ class Ledger:
         """A request's line to its journal; nothing is recorded before its first `append`."""
         return RequestLog(self, self._lease_journal(), received)
 
-    def reserve(self, journal: Journal, hold: Hold, limits: Sequence[Limit]) -> None:
+    def budgets(self) -> Budgets:
+        """The budgets in force now, whoever set them. Raises LedgerError where that cannot be told."""
+        with self._state() as state:
+            self._budgets = state.budgets()
+            return self._budgets
+
+    def set_budget(self, budget: Budget) -> None:
+        """Set a budget, or set it anew; it holds for every attempt that begins from now on, in any process.
+
+        What was spent until now counts. Raises LedgerError where it could not be recorded.
+        """
+        set_budget(self, budget)
+
+    def lift_budget(self, budget: Budget) -> None:
+        """Lift the budget of that scope, id and mode. Raises LedgerError where there is none."""
+        lift_budget(self, budget)
+
+    def budgets_known(self) -> Budgets:
+        """The budgets in force, as of this process's last look; looked at now where there were none."""
+        return self._budgets or self.budgets()
+
+    def reserve(self, journal: Journal, hold: Hold, limits: Sequence[Limit] = ()) -> Held:
         """Hold a ceiling in a journal's name, as RequestLog.reserve. Raises BudgetExceeded, LedgerError."""
-        with self._caught_up(self._own_journals()) as state:
-            state.reserve(journal.id, hold, limits)
+        quarter = quarter_of(self._clock())
+
+        def held(state: State) -> Held:
+            self._budgets = state.budgets()
+            in_force = self._budgets.limits_on(hold, quarter)
+            all_of_them = [*limits, *in_force] if limits else in_force
+            return Held(quarter, state.reserve(journal.id, hold, all_of_them, quarter))
+
+        return self._transact(self._own_journals(), held)
+
+    def catch_up(self, journal: Journal) -> None:
+        """Tell state.db what a journal has written, without waiting long for others."""
+        self._apply_quietly(journal, patient=False)
+
+    def read_state(self, ask: Callable[[State], _T]) -> _T:
+        """What state.db says once it knows all that this process has written."""
+        return self._transact(self._own_journals(), ask)
+
+    def session_spent(self, session_id: str) -> Decimal | None:
+        """What a session has cost, as state.db has it; None where that may not be all. Raises LedgerError."""
+        if not self._knows_all():
+            return None
+        return self.read_state(lambda state: state.session_spent(session_id))
+
+    def _knows_all(self) -> bool:
+        """Whether state.db has been told of all that other processes' journals hold."""
+        own = {journal.id for journal in self._own_journals()}
+        others = [name for name in journal_ids(self.path / "journals") if name not in own | self._applied]
+        if others:
+            positions = self.read_state(lambda state: state.positions())
+            for name in others:
+                applied_seq, is_closed = positions.get(name, (0, False))
+                if last_seq(self.path / "journals", name) != applied_seq:
+                    return False
+                if is_closed:
+                    self._applied.add(name)
+        return True
+
+    def apply_living(self) -> None:
+        """Tell state.db what living journals of all processes hold, though their owners have not yet."""
+        self._catch_up()
+        with self._state() as state:
+            apply_living(self.path, state)
 
     def record(self, *events: BaseModel) -> None:
         """Append events that belong to no request, as one commit; durable on return, and in state.db.
@@ -275,8 +361,7 @@ class Ledger:
         """
         from ledger.sealing import recover_dead
 
-        with self._caught_up(self._own_journals()):
-            pass
+        self._catch_up()
         try:
             with self._state() as state:
                 recover_dead(self.path, state, self._clock)
@@ -292,8 +377,7 @@ class Ledger:
         """Move all whole lines of all journals into segments; see ledger.sealing."""
         from ledger.sealing import seal
 
-        with self._caught_up(self._own_journals()):
-            pass
+        self._catch_up()
         with self._state() as state:
             return seal(self.path, self.id, state, self._clock, wait_s=wait_s)
 
@@ -441,17 +525,34 @@ class Ledger:
         finally:
             self._state_lock.release()
 
-    @contextlib.contextmanager
-    def _caught_up(self, journals: Iterable[Journal], *, patient: bool = True) -> Iterator[State]:
-        """A transaction of state.db that begins with what these journals have written."""
-        applied: list[tuple[Journal, int]] = []
-        with self._state(patient=patient) as state:
-            with state.transaction(patient=patient):
-                for journal in journals:
-                    applied += _apply_to(state, journal)
-                yield state
-            for journal, seq in applied:  # only now: a transaction that failed has applied nothing
+    def _transact(
+        self, journals: Sequence[Journal], do: Callable[[State], _T], *, patient: bool = True
+    ) -> _T:
+        """Do something in a transaction of state.db that begins with what these journals have written."""
+        if not self._state_lock.acquire(blocking=patient):
+            raise LedgerBusy(f"another thread is at {self.path}/state.db; try again")
+        try:
+            state = self._open_state = self._open_state or State(self.path / "state.db")
+            try:
+                state.begin(patient=patient)
+                applied = [(journal, _apply(state, journal)) for journal in journals]
+                result = do(state)
+                state.commit()
+            except apsw.Error as error:
+                state.undo()
+                raise state.error_of(error) from error
+            except BaseException:
+                state.undo()
+                raise
+        finally:
+            self._state_lock.release()
+        for journal, seq in applied:  # only now: a transaction that failed has applied nothing
+            if seq:
                 journal.applied(seq)
+        return result
+
+    def _catch_up(self) -> None:
+        self._transact(self._own_journals(), _nothing)
 
     def look_up(self, what: Callable[[State], _T]) -> _T:
         """Something that state.db says. Raises LedgerBusy where another thread is at it, LedgerError."""
@@ -475,13 +576,13 @@ class Ledger:
             with self._state(patient=patient) as state:
                 with state.transaction(patient=patient):
                     event = decision(state)
-                    applied = []
+                    applied_seq = 0
                     if event is not None:
                         journal.append([event], must_keep=True)
-                        applied = _apply_to(state, journal)
+                        applied_seq = _apply(state, journal)
                     found = then(state)
-                for _, seq in applied:
-                    journal.applied(seq)
+                if applied_seq:
+                    journal.applied(applied_seq)
                 return found
         finally:
             self.request_ended(journal)
@@ -489,8 +590,7 @@ class Ledger:
     def _apply_quietly(self, journal: Journal, *, patient: bool = True) -> None:
         """state.db is derived: nothing that fails in it may fail a request that is on the books."""
         try:
-            with self._caught_up([journal], patient=patient):
-                pass
+            self._transact([journal], _nothing, patient=patient)
         except Exception as error:
             unremarkable = isinstance(error, LedgerBusy) and not patient
             level = logging.DEBUG if unremarkable else logging.WARNING
@@ -556,6 +656,19 @@ class Ledger:
             journal.leave_in_child()
 
 
+def _apply(state: State, journal: Journal) -> int:
+    """Count what a journal has written and state.db has not; the number of the last such event, else 0."""
+    events = journal.take_unapplied()
+    if not events:
+        return 0
+    state.apply(journal.id, events)
+    return events[-1][0]
+
+
+def _nothing(_: State) -> None:
+    """What is done where catching up is all there is to do."""
+
+
 def _usable_state(root: Path) -> State:
     """A ledger's state.db, begun anew where it cannot be used and nobody does."""
     path = root / "state.db"
@@ -573,15 +686,6 @@ def _usable_state(root: Path) -> State:
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     return State(path)
-
-
-def _apply_to(state: State, journal: Journal) -> list[tuple[Journal, int]]:
-    """Tell state.db, in a transaction, what a journal has written: the journal, and up to which number."""
-    events = journal.take_unapplied()
-    if not events:
-        return []
-    state.apply(journal.id, [(seq, vars(event)) for seq, event in events])
-    return [(journal, events[-1][0])]
 
 
 def _register_fork_hooks(ref: Callable[[], Ledger | None]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
@@ -26,6 +27,7 @@ from ledger.files import read_private
 from ledger.schema import SCHEMA_VERSION
 
 _MOMENT = b'"occurred_at":"'
+_LAST_LINES_BYTES = 4_096
 CHECK_BYTES = len(',"check":"0123456789abcdef"}')
 
 
@@ -187,6 +189,18 @@ def journal_ids(folder: Path) -> list[str]:
     """The journals in a folder, oldest first; the empty one that is always there is none."""
     names = (path.name.removesuffix(".jsonl") for path in folder.glob("*.jsonl"))
     return sorted(name for name in names if "." not in name and name != "empty")
+
+
+def last_seq(folder: Path, journal_id: str) -> int:
+    """The number of a journal's last whole line; 0 where that cannot be told at a glance."""
+    try:
+        with part_paths(folder, journal_id)[-1].open("rb") as file:
+            file.seek(-min(_LAST_LINES_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_CUR)
+            *_, last, end = b"\n", *file.read().split(b"\n")
+    except (IndexError, FileNotFoundError):
+        return 0
+    record = None if end else read_line(last)
+    return 0 if record is None else int(record["seq"])
 
 
 def refuse_gap(path: Path, numbers: Collection[int], first_seq: int) -> None:

@@ -15,7 +15,7 @@ MONEY = Context(prec=60, rounding=ROUND_HALF_EVEN, Emax=MAX_EMAX, Emin=MIN_EMIN,
 _QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
 _BOUND_DIGITS = 6  # below a million dollars
 
-__all__ = ["MONEY", "MONEY_PLACES", "dollars", "pico", "total", "usd"]
+__all__ = ["MONEY", "MONEY_PLACES", "dollars", "pico", "plain", "total", "usd"]
 
 
 def usd(amount: Decimal | str | int) -> Decimal | None:
@@ -50,3 +50,8 @@ def total(amounts: Iterable[Decimal]) -> Decimal:
     for amount in amounts:
         summed = MONEY.add(summed, amount)
     return summed
+
+
+def plain(amount: Decimal) -> str:
+    """An amount with no more digits than it has."""
+    return format(amount.normalize(MONEY), "f")

@@ -11,6 +11,7 @@ that would need it; nothing is ever taken for $0.
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
@@ -22,6 +23,7 @@ from ledger.errors import SettingsError
 from ledger.money import MONEY, dollars, usd
 from ledger.settings import OwnPrice
 
+_DATED = re.compile(r"(.+)-20\d{6}")
 _PRICE_PLACES = Decimal("0.000001")
 _DEFAULT_BOOK = Path(__file__).with_name("prices.toml")
 
@@ -101,6 +103,14 @@ class ModelPrices(NamedTuple):
     overrun_tokens: int = 0  # tokens the model is known to write beyond max_tokens
     aliases: tuple[str, ...] = ()
     source: str = ""
+    checked: str = ""  # the day somebody looked
+    ends_at: datetime | None = None  # from then on it holds no more; None: until a later entry
+    dated_suffix: bool = False  # whether the id may be followed by a date, as in claude-opus-4-5-20251101
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The ids it is known by."""
+        return (self.model, *self.aliases)
 
     def units(self, prompt_tokens: int, service_tier: str | None = None) -> UnitPrices:
         """The unit prices for a prompt of that many tokens; all None in a tier the book does not have."""
@@ -158,7 +168,7 @@ class PriceBook:
     def __init__(self, entries: Iterable[ModelPrices]) -> None:
         self._entries: dict[tuple[str, str], list[ModelPrices]] = {}
         for entry in entries:
-            for name in (entry.model, *entry.aliases):
+            for name in entry.names:
                 self._entries.setdefault((entry.provider, name), []).append(entry)
         for dated in self._entries.values():
             dated.sort(key=lambda entry: entry.starts_at)
@@ -169,45 +179,97 @@ class PriceBook:
         """The book that ships with this package, with the user's `own` entries winning by model.
 
         Raises SettingsError naming file, line and entry for a price that is negative, not finite, has more
-        than six decimals, or stands without model, provider or day.
+        than six decimals, or stands without model, provider or day; for periods that overlap, and for an
+        id that two models claim.
         """
         shipped = tomllib.loads(_DEFAULT_BOOK.read_text("utf-8"), parse_float=Decimal)["prices"]
         own_entries = [_entry(price.entry, price.where) for price in own]
-        _refuse_doubles(own_entries)
-        replaced = {(entry.provider, entry.model) for entry in own_entries}
+        _refuse_overlaps(own_entries)
+        own_names = {(entry.provider, name) for entry in own_entries for name in entry.names}
         kept = [
-            entry
+            entry._replace(
+                aliases=tuple(name for name in entry.aliases if (entry.provider, name) not in own_names)
+            )
             for entry in (_entry(raw, _DEFAULT_BOOK.name) for raw in shipped)
-            if (entry.provider, entry.model) not in replaced
+            if (entry.provider, entry.model) not in own_names
         ]
         return cls([*kept, *own_entries])
 
+    @classmethod
+    def of_tables(cls, tables: Iterable[Mapping[str, Any]], where: str) -> PriceBook:
+        """A book from tables as `as_tables` gives them. Raises SettingsError as `load` does."""
+        return cls([_entry(_parsed(table), where) for table in tables])
+
+    @property
+    def entries(self) -> list[ModelPrices]:
+        """All entries, each once, by provider, model and the day they begin."""
+        found = {id(entry): entry for dated in self._entries.values() for entry in dated}
+        return sorted(found.values(), key=lambda entry: (entry.provider, entry.model, entry.starts_at))
+
     def at(self, provider: str, model: str, moment: datetime) -> ModelPrices | None:
         """The entry in force at that moment; None: the model has no price then."""
-        in_force = None
-        for entry in self._entries.get((provider, model), ()):
-            if entry.starts_at <= moment:
-                in_force = entry
+        in_force = _at(self._entries.get((provider, model), ()), moment)
+        if in_force is None and (dated := _DATED.fullmatch(model)):
+            undated = _at(self._entries.get((provider, dated[1]), ()), moment)
+            return undated if undated is not None and undated.dated_suffix else None
         return in_force
 
 
-def _refuse_doubles(entries: Sequence[ModelPrices]) -> None:
-    seen: set[tuple[str, str, datetime]] = set()
-    for entry in entries:
-        key = (entry.provider, entry.model, entry.starts_at)
-        if key in seen:
+def _parsed(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table whose days and prices are texts, as one of TOML."""
+    read: dict[str, Any] = {}
+    for name, value in table.items():
+        if name in ("from", "until"):
+            read[name] = datetime.fromisoformat(value)
+        elif name in _UNIT_KEYS:
+            read[name] = Decimal(value)
+        elif name == "long_context":
+            read[name] = [_parsed(tier) for tier in value]
+        elif name == "service_tiers":
+            read[name] = {tier: _parsed(prices) for tier, prices in value.items()}
+        else:
+            read[name] = value
+    return read
+
+
+def _at(dated: Iterable[ModelPrices], moment: datetime) -> ModelPrices | None:
+    """The last entry that has begun by a moment, unless it has ended."""
+    begun = None
+    for entry in dated:
+        if entry.starts_at <= moment:
+            begun = entry
+    return begun if begun is None or begun.ends_at is None or moment < begun.ends_at else None
+
+
+def _refuse_overlaps(entries: Sequence[ModelPrices]) -> None:
+    """Raise SettingsError for two periods of a model that overlap, and for a name that two models claim."""
+    claimed: dict[tuple[str, str], str] = {}
+    before: dict[tuple[str, str], ModelPrices] = {}
+    for entry in sorted(entries, key=lambda entry: entry.starts_at):
+        said = f"[[prices]] of {entry.provider} {entry.model} from {entry.starts_at:%Y-%m-%d}"
+        earlier = before.get((entry.provider, entry.model))
+        if earlier is not None and earlier.starts_at == entry.starts_at:
+            raise SettingsError(f"bughive.toml has two {said}; keep one")
+        if earlier is not None and earlier.ends_at is not None and entry.starts_at < earlier.ends_at:
             raise SettingsError(
-                f"bughive.toml has two [[prices]] of {entry.provider} {entry.model} from"
-                f" {entry.starts_at:%Y-%m-%d}; keep one"
+                f"bughive.toml: {said} begins before the one from {earlier.starts_at:%Y-%m-%d} ends,"
+                f" on {earlier.ends_at:%Y-%m-%d}; let one end where the next begins"
             )
-        seen.add(key)
+        before[entry.provider, entry.model] = entry
+        for name in entry.names:
+            other = claimed.setdefault((entry.provider, name), entry.model)
+            if other != entry.model:
+                raise SettingsError(
+                    f"bughive.toml: {entry.provider} {name} is claimed by {other} and {entry.model};"
+                    " let one have it"
+                )
 
 
 _UNIT_KEYS = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "web_search")
 _ENTRY_KEYS = {
     *_UNIT_KEYS,
-    *("provider", "model", "aliases", "from", "source", "checked"),
-    *("long_context", "service_tiers", "overrun_tokens"),
+    *("provider", "model", "aliases", "from", "until", "source", "checked"),
+    *("long_context", "service_tiers", "overrun_tokens", "dated_suffix"),
 }
 
 
@@ -222,6 +284,13 @@ def _entry(raw: Mapping[str, Any], where: str) -> ModelPrices:
         raise SettingsError(f"{label}: provider and model must be strings")
     if not isinstance(starts_on, date):
         raise SettingsError(f"{label}: from must be a date like 2026-11-22, not {starts_on!r}")
+    ends_on = raw.get("until")
+    if ends_on is not None and not (
+        isinstance(ends_on, date) and _midnight_utc(starts_on) < _midnight_utc(ends_on)
+    ):
+        raise SettingsError(f"{label}: until must be a date after {starts_on}, not {ends_on!r}")
+    if not isinstance(raw.get("dated_suffix", False), bool):
+        raise SettingsError(f"{label}: dated_suffix must be true or false, not {raw['dated_suffix']!r}")
     aliases = raw.get("aliases", [])
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         raise SettingsError(f"{label}: aliases must be a list of ids, not {aliases!r}")
@@ -235,6 +304,9 @@ def _entry(raw: Mapping[str, Any], where: str) -> ModelPrices:
         overrun_tokens=_tokens(raw.get("overrun_tokens", 0), f"{label}: overrun_tokens"),
         aliases=tuple(aliases),
         source=str(raw.get("source", "")),
+        checked=str(raw.get("checked", "")),
+        ends_at=None if ends_on is None else _midnight_utc(ends_on),
+        dated_suffix=raw.get("dated_suffix", False),
     )
 
 
@@ -308,7 +380,10 @@ def _canonical(entry: ModelPrices) -> str:
     """What of an entry decides a figure, spelt the same for equal prices."""
     tiers = [(tier.name, _spelt(tier.base, tier.long_context)) for tier in entry.service_tiers]
     base = _spelt(entry.base, entry.long_context)
-    return repr((entry.starts_at.isoformat(), base, tiers, entry.overrun_tokens))
+    told = (entry.starts_at.isoformat(), base, tiers, entry.overrun_tokens)
+    if entry.ends_at is None and not entry.dated_suffix:
+        return repr(told)
+    return repr((*told, entry.ends_at and entry.ends_at.isoformat(), entry.dated_suffix))
 
 
 def _spelt(base: UnitPrices, long_context: Sequence[LongContext]) -> list[tuple[int, list[str | None]]]:
@@ -317,3 +392,35 @@ def _spelt(base: UnitPrices, long_context: Sequence[LongContext]) -> list[tuple[
         (above, [None if price is None else format(price.normalize(MONEY), "f") for price in units])
         for above, units in tables
     ]
+
+
+def as_tables(entries: Iterable[ModelPrices]) -> list[dict[str, Any]]:
+    """Entries as the tables they are written as: what `PriceBook.of_tables` reads. Prices are texts."""
+    return [_table_of(entry) for entry in entries]
+
+
+def _table_of(entry: ModelPrices) -> dict[str, Any]:
+    table: dict[str, Any] = {
+        "provider": entry.provider,
+        "model": entry.model,
+        "aliases": list(entry.aliases),
+        "from": entry.starts_at.isoformat(),
+        "until": entry.ends_at and entry.ends_at.isoformat(),
+        "source": entry.source,
+        "checked": entry.checked,
+        "overrun_tokens": entry.overrun_tokens,
+        "dated_suffix": entry.dated_suffix,
+        **_prices_of(entry.base, entry.long_context),
+        "service_tiers": {
+            tier.name: _prices_of(tier.base, tier.long_context) for tier in entry.service_tiers
+        },
+    }
+    return {name: value for name, value in table.items() if value not in (None, "", [], {}, 0, False)}
+
+
+def _prices_of(base: UnitPrices, long_context: Iterable[LongContext]) -> dict[str, Any]:
+    prices: dict[str, Any] = {
+        key: format(price, "f") for key, price in base._asdict().items() if price is not None
+    }
+    dearer = [{"above_tokens": tier.above_tokens, **_prices_of(tier.units, ())} for tier in long_context]
+    return prices | ({"long_context": dearer} if dearer else {})

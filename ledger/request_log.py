@@ -8,19 +8,45 @@ log.append(succeeded, completed)    durable before route() returns
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel
 
-from ledger.budgets import Hold, Limit
-from ledger.errors import LedgerError
-from ledger.events import REQUEST_ENDS, AttemptCancelled, AttemptStarted, RequestFailed, RequestReceived
-from ledger.journal import Journal
+from ledger.budgets import Hold, Limit, Warned, in_words
+from ledger.errors import BudgetError, LedgerError
+from ledger.events import (
+    REQUEST_ENDS,
+    AttemptCancelled,
+    AttemptStarted,
+    BudgetWarned,
+    RequestFailed,
+    RequestReceived,
+)
+from ledger.journal import Journal, MomentPassed
+from ledger.windows import quarter_of
 
 if TYPE_CHECKING:
     from ledger.ledger import Ledger
+
+
+_log = logging.getLogger("ledger")
+
+REQUEST_FACTS = {"request_id", "session_id", "task", "tags", "requested_tier"}
+
+
+class _Reserved(NamedTuple):
+    """A ceiling that is held for an attempt to start in that quarter of an hour."""
+
+    hold: Hold
+    limits: Sequence[Limit]
+    quarter: int
+    warnings: Sequence[BudgetWarned]
+
+    def is_at(self, moment: datetime) -> bool:
+        return quarter_of(moment) == self.quarter
 
 
 class RequestLog:
@@ -32,7 +58,8 @@ class RequestLog:
         self._received = received
         self._begun = False
         self._ended = False
-        self._reserved: str | None = None  # the attempt whose ceiling is held, until it has started
+        self._reserved: _Reserved | None = None  # until its attempt has started
+        self._is_limited = False  # whether state.db is to know an outcome at once: others wait for the rest
         self.started_at = datetime.min.replace(tzinfo=UTC)  # of the request, once begun
 
     @property
@@ -50,14 +77,31 @@ class RequestLog:
         """Whether the request's end is on the books, or was refused by the disk: nothing can follow."""
         return self._ended
 
-    def reserve(self, hold: Hold, limits: Sequence[Limit]) -> None:
-        """Hold an attempt's ceiling against limits, in one transaction over all processes.
+    def reserve(self, hold: Hold, limits: Sequence[Limit] = ()) -> None:
+        """Hold an attempt's ceiling against the budgets in force and `limits`, over all processes.
 
-        Raises BudgetExceeded where a limit would not hold, LedgerError where that cannot be told; then
-        nothing is held.
+        One transaction looks at all of them and holds. Warn limits that are crossed are logged, and
+        recorded with the attempt. Raises BudgetError where a hard limit would not hold, LedgerError where
+        that cannot be told; then nothing is held. Where the attempt starts in a later quarter of an hour,
+        which may be of another day, `append` does this again, and raises the same.
         """
-        self._ledger.reserve(self._journal, hold, limits)
-        self._reserved = hold.attempt_id
+        quarter, warned = self._ledger.reserve(self._journal, hold, limits)
+        self._reserved = _Reserved(hold, limits, quarter, [self._warning(hold, each) for each in warned])
+
+    def _warning(self, hold: Hold, warned: Warned) -> BudgetWarned:
+        limit, balance = warned
+        _log.warning("%s", in_words(warned, hold))
+        return BudgetWarned(
+            **self._received.model_dump(include=REQUEST_FACTS),
+            scope=limit.scope,
+            scope_id=limit.scope_id or None,
+            tz=limit.tz,
+            limit_usd=limit.limit_usd,
+            spent_usd=balance.spent_usd,
+            reserved_usd=balance.reserved_usd,
+            in_doubt_usd=balance.in_doubt_usd,
+            asked_usd=hold.asked_usd,
+        )
 
     def append(self, *events: BaseModel) -> datetime:
         """Append events as one commit, the first after what was asked; durable on return. Gives their moment.
@@ -84,20 +128,39 @@ class RequestLog:
         ends = events[-1].event_type in REQUEST_ENDS  # type: ignore[attr-defined]
         try:
             if starting or not self._begun:
-                occurred_at = self._journal.append(events, unless_confirmed=self._ending_of(starting, ends))
+                occurred_at = self._start(events, self._ending_of(starting, ends))
             else:  # it has happened: kept, whatever the disk says
                 occurred_at = self._journal.append(events, must_keep=True)
+        except BudgetError:  # nothing is recorded, and what follows is how that was refused
+            raise
         except BaseException:
             self._ledger.journal_waits()
             if ends or starting or not self._begun:
                 self._end()
             raise
         if starting:
-            self._reserved = None
+            self._is_limited, self._reserved = self._reserved is not None, None
         if ends:
             self._end()
         self._ledger.journal_appended(self._journal, occurred_at)
+        if self._is_limited and not starting:
+            self._ledger.catch_up(self._journal)
         return occurred_at
+
+    def _start(
+        self, events: Sequence[BaseModel], ending: Callable[[datetime], Sequence[BaseModel]]
+    ) -> datetime:
+        """Append where nothing has happened yet; in the quarter of an hour that its ceiling is held in."""
+        while (reserved := self._reserved) is not None:
+            try:
+                return self._journal.append(
+                    _with_warnings(events, reserved.warnings), unless_confirmed=ending, only_at=reserved.is_at
+                )
+            except MomentPassed:
+                self._ledger.release(reserved.hold.attempt_id)
+                self._reserved = None
+                self.reserve(reserved.hold, reserved.limits)
+        return self._journal.append(events, unless_confirmed=ending)
 
     def _ending_of(
         self, starting: Sequence[AttemptStarted], ends: bool
@@ -113,15 +176,20 @@ class RequestLog:
     def _end(self) -> None:
         self._ended = True
         if self._reserved is not None:
-            self._ledger.release(self._reserved)
+            self._ledger.release(self._reserved.hold.attempt_id)
         self._ledger.request_ended(self._journal)
+
+
+def _with_warnings(events: Sequence[BaseModel], warnings: Sequence[BudgetWarned]) -> Sequence[BaseModel]:
+    """Warnings stand before the attempt that they are of."""
+    return [*events[:-1], *warnings, events[-1]] if warnings else events
 
 
 def _never_sent(
     received: RequestReceived, request_at: datetime, starting: Sequence[AttemptStarted], at: datetime
 ) -> list[BaseModel]:
     """How a request ends whose attempt was refused before a byte was sent; pure."""
-    request = received.model_dump(include={"request_id", "session_id", "task", "tags", "requested_tier"})
+    request = received.model_dump(include=REQUEST_FACTS)
     routing = {"attempt_id", "attempt_number", "tier", "provider", "model", "streamed"}
     reason = "the ledger could not record it, so nothing was sent"
     cancelled = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NO_SEGMENT = "events/date=1970-01-01/empty.parquet"  # always there: all columns, no rows
 TIER_ORDER = ("ORCHESTRATOR", "REASONING", "CODING", "GENERAL", "FAST")  # as reports list them
 
@@ -91,7 +91,11 @@ COLUMNS: tuple[Column, ...] = (
     Column("list_cost_usd", "usd", "USD; units × prices of the book; NULL: some billed unit has no price"),
     Column("billed_cost_usd", "usd", "USD, as the provider reported it; NULL: it reported nothing"),
     Column("upstream_cost_usd", "usd", "USD, the upstream's part as OpenRouter reported it"),
-    Column("reserved_usd", "usd", "USD, the ceiling: the most the attempt can cost; NULL: not known"),
+    Column(
+        "reserved_usd",
+        "usd",
+        "USD, the ceiling: the most the attempt can cost; NULL: not known; of a budget: those in flight",
+    ),
     Column("is_byok", "flag", "paid with the caller's own key at the upstream"),
     Column("price_book", "text", "hash of the price book in use"),
     Column("input_usd_per_mtok", "usd", "price used, USD per million tokens"),
@@ -104,12 +108,17 @@ COLUMNS: tuple[Column, ...] = (
     Column("billing_rule", "text", "the rule that decided billing"),
     # budget
     Column("scope", "text", "request, session, task, tier, model, day, month or all"),
-    Column("scope_id", "text", "which one of its scope"),
+    Column(
+        "scope_id",
+        "text",
+        "which one of its scope; NULL: each, or there is but one; of a day or month: its date",
+    ),
     Column("limit_usd", "usd", "USD; of a budget; on request_received: budget_usd of the call"),
     Column("spent_usd", "usd", "USD counted against the limit at that moment"),
     Column("in_doubt_usd", "usd", "USD, ceilings of attempts whose outcome is not known"),
     Column("asked_usd", "usd", "USD, the ceiling that was asked for"),
     Column("mode", "text", "hard or warn"),
+    Column("tz", "text", "of a budget: where its days and months begin; NULL: in UTC"),
     # outcome
     Column("http_status", "count", "HTTP status; NULL: no answer came"),
     Column("error_type", "text", "one of 17 words, see ledger/events.py"),

@@ -152,7 +152,7 @@ def _unsealed(
     for journal_id in journal_ids(folder):
         first = covered.get(journal_id, 0) + 1
         try:
-            lines = merged_lines(read_parts(folder, journal_id, _synced_content))
+            lines = merged_lines(read_parts(folder, journal_id, synced_content))
             refuse_gap(part_path(folder, journal_id, 1), lines, first)
         except DamagedLedger as damage:
             damaged.append(damage)
@@ -185,7 +185,7 @@ def _seal_runs(
     return new
 
 
-def _synced_content(path: Path) -> bytes:
+def synced_content(path: Path) -> bytes:
     """A journal's bytes as of now, durable: a segment must not outlive the lines it was made from."""
     fd = open_private(path, os.O_RDONLY)
     try:

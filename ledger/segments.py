@@ -64,10 +64,16 @@ def batch_of_segment(ledger_path: Path, path: Path) -> Batch:
 
 
 def read_segment(path: Path, columns: Sequence[str] | None, **options: Any) -> pa.Table:
-    """Columns of a segment, None: all; options as pyarrow's. DamagedLedger where that is no Parquet."""
+    """Columns of a segment, None: all; options as pyarrow's. DamagedLedger where that is no Parquet.
+
+    A column that the segment is too old to have is left out.
+    """
     import pyarrow.parquet as pq
 
     with _told(path):
+        if columns is not None:
+            there = set(pq.read_schema(path).names)
+            columns = [name for name in columns if name in there]
         return pq.read_table(path, columns=columns, partitioning=None, **options)
 
 

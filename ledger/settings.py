@@ -12,6 +12,8 @@
                           [circuit]     enabled (true | false)       whether failing routes are left alone
                                         failures, probe_after_s      when, and for how long at a time
                           [[prices]]    as in ledger/prices.toml     own prices
+                          [[budgets]]   scope, id, limit_usd         limits, see docs/budgets.md
+                                        mode, tz                     hard or warn; of days and months
 
 Both files are looked for in the working directory and upwards. A path in bughive.toml is
 relative to that file. Keys belong into the environment or `.env`, which only its owner should be
@@ -25,7 +27,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -46,7 +48,8 @@ _TABLES = {
         *("max_retries", "max_tokens", "fallback"),
     ),
 }
-_TOP_KEYS = ("ledger", "circuit", "prices", "tiers")
+_TOP_KEYS = ("budgets", "ledger", "circuit", "prices", "tiers")
+_BUDGET_KEYS = ("scope", "id", "limit_usd", "mode", "tz")
 _PROVIDERS = ("anthropic", "openrouter")
 _DURABILITIES = ("power-loss", "process-crash")
 _READ_BY_OTHERS = stat.S_IRGRP | stat.S_IROTH
@@ -93,6 +96,13 @@ class OwnPrice(NamedTuple):
     entry: Mapping[str, Any]
 
 
+class OwnBudget(NamedTuple):
+    """A [[budgets]] entry of bughive.toml, and the file and line it begins at."""
+
+    where: str
+    entry: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the environment, `.env` and `bughive.toml` say; never holds more than was found."""
@@ -102,6 +112,8 @@ class Settings:
     tiers: Mapping[str, TierSetting] = field(default_factory=dict)
     prices: tuple[OwnPrice, ...] = ()
     circuit: CircuitSetting = field(default_factory=CircuitSetting)
+    budgets: tuple[OwnBudget, ...] = ()
+    file: Path | None = None  # bughive.toml
     environ: Hidden = field(default_factory=lambda: Hidden({}), repr=False)  # may hold keys
     dotenv: Hidden = field(default_factory=lambda: Hidden({}), repr=False)
 
@@ -115,7 +127,8 @@ class Settings:
         environment = Hidden(os.environ if environ is None else environ)
         del environ  # what a traceback may show of this frame holds no key
         dotenv = _read_dotenv(_find_upwards(folder, ".env"))
-        toml = _read_toml(_find_upwards(folder, "bughive.toml"))
+        file = _find_upwards(folder, "bughive.toml")
+        toml = _read_toml(file)
         named = environment.get("BUGHIVE_LEDGER") or dotenv.get("BUGHIVE_LEDGER")
         return cls(
             ledger_path=Path(named).expanduser() if named else (toml.ledger_path if toml else DEFAULT_LEDGER),
@@ -123,6 +136,8 @@ class Settings:
             tiers=toml.tiers if toml else {},
             prices=toml.prices if toml else (),
             circuit=toml.circuit if toml else CircuitSetting(),
+            budgets=toml.budgets if toml else (),
+            file=file,
             environ=environment,
             dotenv=dotenv,
         )
@@ -180,7 +195,22 @@ class _TomlFile:
         ledger_path = Path(self._text_of(ledger, "ledger", "path", str(DEFAULT_LEDGER)))
         self.ledger_path = path.parent / ledger_path.expanduser()
         self.tiers = self._tiers(self._table(content, "tiers"))
-        self.prices = self._prices(content.get("prices", []))
+        self.prices = tuple(
+            OwnPrice(where, entry)
+            for where, entry in self._entries(content, "prices", "as in ledger/prices.toml")
+        )
+        self.budgets = tuple(
+            OwnBudget(where, entry)
+            for where, entry in self._entries(content, "budgets", "with scope and limit_usd")
+        )
+        for budget in self.budgets:
+            for key in budget.entry:
+                if key not in _BUDGET_KEYS:
+                    hint = nearest(key, _BUDGET_KEYS)
+                    raise SettingsError(
+                        f"{budget.where}: [[budgets]] has no key {key!r};"
+                        f" expected {', '.join(_BUDGET_KEYS)}{hint}"
+                    )
         self.circuit = self._circuit(self._table(content, "circuit"))
 
     @classmethod
@@ -244,18 +274,21 @@ class _TomlFile:
             enabled,
         )
 
-    def _prices(self, raw: object) -> tuple[OwnPrice, ...]:
+    def _entries(
+        self, content: Mapping[str, Any], name: str, expected: str
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Each [[name]] table, with the file and line it begins at."""
+        raw = content.get(name, [])
         if not isinstance(raw, list) or not all(isinstance(entry, dict) for entry in raw):
-            raise self._wrong(None, "prices", "prices must be tables [[prices]] as in ledger/prices.toml")
+            raise self._wrong(None, name, f"{name} must be tables [[{name}]] {expected}")
         headers = [
             number
             for number, line in enumerate(self._text.splitlines(), start=1)
-            if re.match(r"\s*\[\[\s*prices\s*\]\]", line)
+            if re.match(rf"\s*\[\[\s*{name}\s*\]\]", line)
         ]
-        lines = headers if len(headers) == len(raw) else [self._line_of(None, "prices")] * len(raw)
-        return tuple(
-            OwnPrice(f"{self._path}, line {line}", entry) for line, entry in zip(lines, raw, strict=True)
-        )
+        lines = headers if len(headers) == len(raw) else [self._line_of(None, name)] * len(raw)
+        for line, entry in zip(lines, raw, strict=True):
+            yield f"{self._path}, line {line}", entry
 
     def _number_of(self, content: Mapping[str, Any], table: str, key: str, above: int) -> float | None:
         value = content.get(key)

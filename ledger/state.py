@@ -1,17 +1,12 @@
 """state.db: what is derived from the events and wanted at once. A projection, never the truth.
 
     positions         how far each journal has been applied
-    balances          spent per scope and quarter of an hour, budget or not
-    request_spent     spent per request while it is open
-    holds             ceilings of attempts that are reserved, in flight, or in doubt
-    settled           attempts that are in doubt no longer, by a later word
     session_batches   which batches hold a session
     circuits          which routes are left alone; with circuit_watch, see ledger.circuit_table
+    and what is spent, held and limited: see ledger.accounts
 
 `fold` turns events into a change, purely; `State.apply` writes that change and the position it
 belongs to in one transaction, so that every event counts once, however often it is offered.
-Amounts are whole numbers of 1e-12 USD ("pico"), which is what a ledger's decimal holds; a sum is kept as
-millionths of a dollar ("micro") and the rest in pico, so that no sum outgrows an integer of SQLite.
 """
 
 from __future__ import annotations
@@ -19,180 +14,37 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import apsw
 
 from ledger import circuit_table
-from ledger.budgets import Balance, Hold, Limit, check
+from ledger.accounts import CLEARED_TO_REBUILD, TABLES, Accounts
+from ledger.budgets import Balance, Budget, Budgets, Hold, Limit, Warned
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.files import open_private
-from ledger.money import dollars, pico
+from ledger.fold import FOLDED, fold
+from ledger.windows import QUARTER_S, Window, quarter_of
 
-QUARTER_S = 900
-_QUARTER = timedelta(seconds=QUARTER_S)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-STATE_VERSION = 3
-_PICO_PER_MICRO = 1_000_000
+__all__ = ["FOLDED", "QUARTER_S", "STATE_VERSION", "State", "fold", "quarter_of"]
+
+STATE_VERSION = 4
+_PAGE_BYTES = 1024  # rows are short, and a commit writes whole pages
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
 _HASTY_POLLS = 5
 
-_TABLES = (
-    """
+_TABLES = f"""
 create table meta (key text primary key, value text not null) strict, without rowid;
 create table positions (
     journal_id text primary key, seq integer not null, closed integer not null
 ) strict, without rowid;
-create table balances (
-    scope text not null, scope_id text not null, quarter integer not null,
-    spent_micro integer not null, spent_rest integer not null, unpriced_attempts integer not null,
-    primary key (scope, scope_id, quarter)
-) strict, without rowid;
-create table request_spent (
-    request_id text primary key, spent_micro integer not null, spent_rest integer not null
-) strict, without rowid;
-create table holds (
-    attempt_id text primary key, journal_id text not null, request_id text not null, session_id text,
-    task text not null, tier text not null, model text not null, ceiling_pico integer,
-    state text not null check (state in ('reserved', 'in_flight', 'in_doubt'))
-) strict, without rowid;
-create table settled (attempt_id text primary key) strict, without rowid;
-create index holds_of_request on holds (request_id);
-create index holds_of_journal on holds (journal_id);
 create table session_batches (
     session_id text not null, batch integer not null, primary key (session_id, batch)
 ) strict, without rowid;
-"""
-    + circuit_table.TABLES
-)
-
-# of a scope, what of a hold must equal its id
-_HOLD_COLUMNS = {
-    "request": "request_id",
-    "session": "session_id",
-    "task": "task",
-    "tier": "tier",
-    "model": "model",
-    "all": "''",
-}
-
-BalanceKey = tuple[str, str, int]
-HoldState = Literal["reserved", "in_flight", "in_doubt"]
-
-
-class HoldRow(NamedTuple):
-    """A row of `holds`; `ceiling_pico` None: the attempt's cost has no known bound."""
-
-    attempt_id: str
-    journal_id: str
-    request_id: str
-    session_id: str | None
-    task: str
-    tier: str
-    model: str
-    ceiling_pico: int | None
-    state: HoldState
-
-
-@dataclass
-class Change:
-    """What a run of events does to the projection."""
-
-    spent_pico: Counter[BalanceKey] = field(default_factory=Counter)
-    unpriced_attempts: Counter[BalanceKey] = field(default_factory=Counter)
-    request_spent_pico: Counter[str] = field(default_factory=Counter)
-    requests_ended: set[str] = field(default_factory=set)
-    holds: dict[str, HoldRow | None] = field(default_factory=dict)  # None: let go
-    settled: set[str] = field(default_factory=set)
-    circuit_turns: list[circuit_table.Turn] = field(default_factory=list)
-    closed: bool = False
-
-
-FOLDED = (  # the fields of events that `fold` looks at
-    *("event_type", "request_id", "session_id", "task", "attempt_id", "tier", "model", "started_at"),
-    *("billed_cost_usd", "list_cost_usd", "reserved_usd", "billing"),
-    *circuit_table.FOLDED,
-)
-
-
-def fold(journal_id: str, events: Iterable[Mapping[str, Any]]) -> Change:
-    """The change a journal's events make, in their order; pure. Values may be JSON's or Python's."""
-    change = Change()
-    for event in events:
-        match event["event_type"]:
-            case "attempt_started":
-                change.holds[event["attempt_id"]] = _hold(journal_id, event, "in_flight")
-            case "attempt_settled":
-                _fold_money(change, event)
-                if event["billing"] != "unknown":
-                    change.settled.add(event["attempt_id"])
-            case "attempt_succeeded" | "attempt_failed" | "attempt_cancelled" | "attempt_abandoned":
-                _fold_money(change, event)
-                keeps_ceiling = event["billing"] == "unknown" or _is_unpriced(event)
-                held = _hold(journal_id, event, "in_doubt") if keeps_ceiling else None
-                change.holds[event["attempt_id"]] = held
-            case "request_completed" | "request_failed" | "request_denied":
-                change.requests_ended.add(event["request_id"])
-                change.request_spent_pico.pop(event["request_id"], None)
-            case "circuit_opened" | "circuit_closed":
-                turn = circuit_table.turn_of(event)
-                change.circuit_turns += [turn] if turn else []
-            case "journal_closed":
-                change.closed = True
-    return change
-
-
-def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
-    cost = _cost_of(event)
-    unpriced = _is_unpriced(event)
-    if cost is None and not unpriced:
-        return
-    amount = pico(cost) if cost is not None else 0
-    quarter = quarter_of(event["started_at"])
-    scopes = [("all", ""), ("task", event["task"]), ("tier", event["tier"]), ("model", event["model"])]
-    if event.get("session_id") is not None:
-        scopes.append(("session", event["session_id"]))
-    for scope, scope_id in scopes:
-        change.spent_pico[scope, scope_id, quarter] += amount
-        change.unpriced_attempts[scope, scope_id, quarter] += unpriced
-    if event["event_type"] != "attempt_settled":  # a settlement may come after the request's end
-        change.request_spent_pico[event["request_id"]] += amount
-
-
-def _cost_of(event: Mapping[str, Any]) -> Decimal | str | None:
-    billed: Decimal | str | None = event.get("billed_cost_usd")
-    return event.get("list_cost_usd") if billed is None else billed
-
-
-def _is_unpriced(event: Mapping[str, Any]) -> bool:
-    return event["billing"] == "billed" and _cost_of(event) is None
-
-
-def _hold(journal_id: str, event: Mapping[str, Any], state: HoldState) -> HoldRow:
-    ceiling = event.get("reserved_usd")
-    return HoldRow(
-        event["attempt_id"],
-        journal_id,
-        event["request_id"],
-        event.get("session_id"),
-        event["task"],
-        event["tier"],
-        event["model"],
-        None if ceiling is None else pico(ceiling),
-        state,
-    )
-
-
-def quarter_of(moment: datetime | str) -> int:
-    """The quarter of an hour a moment falls in, counted from 1970 in UTC."""
-    at = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-    return (at - _EPOCH) // _QUARTER
+{TABLES}{circuit_table.TABLES}"""
 
 
 class State:
@@ -210,7 +62,9 @@ class State:
             self._db = apsw.Connection(str(path))
             try:
                 self._db.set_busy_handler(self._wait_a_millisecond)
+                self._db.pragma("page_size", _PAGE_BYTES)  # of a new file
                 self._use_wal()
+                self._accounts = Accounts(self._db)
                 if self._db.pragma("user_version") != STATE_VERSION:
                     self._create()
             except BaseException:
@@ -222,14 +76,18 @@ class State:
         """What SQLite raises in the block becomes a LedgerError: LedgerBusy, DamagedLedger, or plain."""
         try:
             yield
-        except (apsw.NotADBError, apsw.CorruptError) as error:
-            raise DamagedLedger(
-                f"{self.path} is damaged: {error}; it is derived: bughive-costs recover makes it anew"
-            ) from error
-        except apsw.BusyError as error:
-            raise LedgerBusy(f"another process is at {self.path} and did not let go; try again") from error
         except apsw.Error as error:
-            raise LedgerError(f"{self.path} cannot be used: {error}; make room, or mend the disk") from error
+            raise self.error_of(error) from error
+
+    def error_of(self, error: apsw.Error) -> LedgerError:
+        """What SQLite raised, in words."""
+        if isinstance(error, (apsw.NotADBError, apsw.CorruptError)):
+            return DamagedLedger(
+                f"{self.path} is damaged: {error}; it is derived: bughive-costs recover makes it anew"
+            )
+        if isinstance(error, apsw.BusyError):
+            return LedgerBusy(f"another process is at {self.path} and did not let go; try again")
+        return LedgerError(f"{self.path} cannot be used: {error}; make room, or mend the disk")
 
     def is_intact(self) -> bool:
         """Whether SQLite finds nothing wrong with the file."""
@@ -241,7 +99,8 @@ class State:
         polls = 0
         while True:
             try:
-                self._db.execute("pragma journal_mode = wal; pragma synchronous = normal")
+                self._db.pragma("journal_mode", "wal")
+                self._db.pragma("synchronous", "normal")  # a power loss takes the latest; it is derived
                 return
             except apsw.BusyError:
                 polls += 1
@@ -287,17 +146,25 @@ class State:
         A Ctrl-C may come between any two steps: whatever is open is undone, here or before the next.
         """
         try:
-            self._undo()
-            self._polls_at_most = _BUSY_POLLS if patient else _HASTY_POLLS
-            self._db.execute("begin immediate")
+            self.begin(patient=patient)
             yield
-            self._db.execute("commit")
+            self.commit()
         except BaseException:
-            self._undo()
+            self.undo()
             raise
 
-    def _undo(self) -> None:
+    def begin(self, *, patient: bool = True) -> None:
+        """Begin a transaction, as `transaction` does, to be ended by `commit` or `undo`."""
+        self.undo()
+        self._polls_at_most = _BUSY_POLLS if patient else _HASTY_POLLS
+        self._db.execute("begin immediate")
+
+    def commit(self) -> None:
+        self._db.execute("commit")
+
+    def undo(self) -> None:
         if self._db.in_transaction:
+            self._accounts.forget()
             self._db.execute("rollback")
 
     def position(self, journal_id: str) -> int:
@@ -323,103 +190,42 @@ class State:
                 f"{self.path} knows journal {journal_id} up to {position}, not up to {new[0][0] - 1};"
                 " it is derived: stop what uses the ledger, remove it and open the ledger again"
             )
-        change = fold(journal_id, (event for _, event in new))
-        self._write(change)
+        change = fold(journal_id, new)
+        self._accounts.write(change)
+        if change.circuit_turns:
+            circuit_table.write_turns(self._db, change.circuit_turns)
         self._db.execute(
             "insert or replace into positions values (?, ?, ?)", (journal_id, new[-1][0], change.closed)
         )
         if change.closed:
-            self._db.execute("delete from holds where journal_id = ? and state = 'reserved'", (journal_id,))
+            self._accounts.release_all(journal_id)
 
-    def _write(self, change: Change) -> None:
-        self._db.executemany(
-            "insert into balances values (?, ?, ?, ?, ?, ?) on conflict do update set"
-            " spent_micro = spent_micro + excluded.spent_micro,"
-            " spent_rest = spent_rest + excluded.spent_rest,"
-            " unpriced_attempts = unpriced_attempts + excluded.unpriced_attempts",
-            [
-                (*key, *divmod(amount, _PICO_PER_MICRO), change.unpriced_attempts[key])
-                for key, amount in change.spent_pico.items()
-            ],
-        )
-        self._db.executemany(
-            "insert into request_spent values (?, ?, ?) on conflict do update set"
-            " spent_micro = spent_micro + excluded.spent_micro,"
-            " spent_rest = spent_rest + excluded.spent_rest",
-            [
-                (request_id, *divmod(amount, _PICO_PER_MICRO))
-                for request_id, amount in change.request_spent_pico.items()
-            ],
-        )
-        self._db.executemany(
-            "delete from request_spent where request_id = ?", [(name,) for name in change.requests_ended]
-        )
-        self._db.executemany(
-            "delete from holds where attempt_id = ?",
-            [(attempt_id,) for attempt_id, row in change.holds.items() if row is None],
-        )
-        self._db.executemany(
-            "insert or replace into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [row for row in change.holds.values() if row is not None],
-        )
-        self._db.executemany("insert or ignore into settled values (?)", [(name,) for name in change.settled])
-        circuit_table.write_turns(self._db, change.circuit_turns)
-        self._db.executemany(  # whichever journal is applied first: the settlement's, or the attempt's
-            "delete from holds where attempt_id = ? and state = 'in_doubt' and attempt_id in settled",
-            [(attempt_id,) for attempt_id in {*change.settled, *change.holds}],
-        )
+    def budgets(self) -> Budgets:
+        """The budgets in force."""
+        return self._accounts.budgets()
 
-    def reserve(self, journal_id: str, hold: Hold, limits: Iterable[Limit]) -> None:
-        """Hold a ceiling if every limit would still hold with it. In a transaction.
+    def budget_set_at(self, budget: Budget) -> str | None:
+        """When a budget was last set or lifted, as a text that sorts; None: never."""
+        return self._accounts.budget_set_at(budget)
 
-        Raises BudgetExceeded for the first limit that would not.
+    def reserve(self, journal_id: str, hold: Hold, limits: Sequence[Limit], quarter: int) -> list[Warned]:
+        """Hold a ceiling if every hard limit would still hold with it. In a transaction.
+
+        Gives the warn limits it crosses. Raises BudgetError for the first hard limit that would not hold.
         """
-        for limit in limits:
-            check(limit, self.balance(limit.scope, limit.scope_id), hold)
-        self._db.execute(
-            "insert into holds values (?, ?, ?, ?, ?, ?, ?, ?, 'reserved')",
-            (
-                hold.attempt_id,
-                journal_id,
-                hold.request_id,
-                hold.session_id,
-                hold.task,
-                hold.tier,
-                hold.model,
-                pico(hold.ceiling_usd),
-            ),
-        )
+        return self._accounts.reserve(journal_id, hold, limits, quarter)
 
     def release(self, attempt_id: str) -> None:
         """Let go of a reservation whose attempt never started."""
-        self._db.execute("delete from holds where attempt_id = ? and state = 'reserved'", (attempt_id,))
+        self._accounts.release(attempt_id)
 
-    def balance(self, scope: str, scope_id: str) -> Balance:
-        """What counts against a limit of that scope, all time."""
-        column = _HOLD_COLUMNS.get(scope)
-        if column is None:
-            raise LedgerError(f"no balance is kept for the scope {scope!r}")
-        if scope == "request":
-            spent = self._db.execute(
-                "select spent_micro, spent_rest from request_spent where request_id = ?", (scope_id,)
-            )
-        else:
-            spent = self._db.execute(
-                "select sum(spent_micro), sum(spent_rest) from balances where scope = ? and scope_id = ?",
-                (scope, scope_id),
-            )
-        held = self._db.execute(
-            f"select state = 'in_doubt', sum(ceiling_pico / {_PICO_PER_MICRO}),"
-            f" sum(ceiling_pico % {_PICO_PER_MICRO}) from holds"
-            f" where {column} = ? and ceiling_pico is not null group by 1",
-            (scope_id,),
-        )
-        ceilings = {bool(in_doubt): _dollars(micro, rest) for in_doubt, micro, rest in held}
-        return Balance(
-            next((_dollars(micro or 0, rest or 0) for micro, rest in spent), Decimal(0)),
-            ceilings.get(False, Decimal(0)),
-            ceilings.get(True, Decimal(0)),
-        )
+    def balance(self, scope: str, scope_id: str, window: Window | None = None) -> Balance:
+        """What counts against a limit of that scope, within a window or of all time."""
+        return self._accounts.balance(scope, scope_id, window)
+
+    def session_spent(self, session_id: str) -> Decimal | None:
+        """What a session has cost; None where something of it is in doubt, or has no price."""
+        return self._accounts.session_spent(session_id)
 
     def index_batch(self, batch: int, sha256: str, sessions: Iterable[str]) -> None:
         """Note which sessions a batch holds; batches are noted in order."""
@@ -449,11 +255,9 @@ class State:
 
         `runs`: of each journal all events with their numbers, in order, in one run or several.
         """
-        self._db.execute(
-            "delete from balances; delete from request_spent; delete from positions; delete from settled;"
-            " delete from circuits;"
-            " delete from holds where state <> 'reserved'"
-        )
+        for table in (*CLEARED_TO_REBUILD, "circuits", "positions"):
+            self._db.execute(f"delete from {table}")
+        self._db.execute("delete from holds where state <> 'reserved'")
         for journal_id, events in runs:
             self.apply(journal_id, events)
         self._db.execute(
@@ -461,6 +265,8 @@ class State:
             " and journal_id not in (select journal_id from positions);"
             " insert or replace into meta values ('derived', 'yes')"
         )
+        self._accounts.sum_up()
+        self._accounts.budgets_changed()
 
     def make_durable(self) -> None:
         """Return only when everything applied so far would survive a power loss."""
@@ -468,27 +274,7 @@ class State:
 
     def dump(self) -> dict[str, list[tuple[Any, ...]]]:
         """All derived rows, sorted: equal dumps are equal projections. Reservations left out."""
-        return {
-            "balances": sorted(
-                (scope, scope_id, quarter, micro * _PICO_PER_MICRO + rest, unpriced)
-                for scope, scope_id, quarter, micro, rest, unpriced in self._db.execute(
-                    "select * from balances where spent_micro or spent_rest or unpriced_attempts"
-                )
-            ),
-            "holds": sorted(
-                self._db.execute(
-                    "select attempt_id, ceiling_pico, state from holds where state <> 'reserved'"
-                )
-            ),
+        return self._accounts.dump() | {
             "positions": sorted(self._db.execute("select * from positions")),
-            "request_spent": sorted(
-                (request_id, micro * _PICO_PER_MICRO + rest)
-                for request_id, micro, rest in self._db.execute("select * from request_spent")
-            ),
-            "settled": sorted(self._db.execute("select * from settled")),
             "circuits": circuit_table.dump(self._db),
         }
-
-
-def _dollars(micro: int, rest: int) -> Decimal:
-    return dollars(micro * _PICO_PER_MICRO + rest)

@@ -105,12 +105,30 @@ class CostTracker:
 
         The certain part, with a warning in the log, where something has no price or is in doubt.
         """
+        known = self._known_cost(session_id)
+        if known is not None:
+            return known
         tiers = self._tiers(session_id)
         unpriced = [(tier.unpriced_attempts, tier.unpriced_ceiling_usd) for tier in tiers]
         in_doubt = [(tier.in_doubt_attempts, tier.in_doubt_ceiling_usd) for tier in tiers]
         _warn_of("have no price", unpriced, session_id)
         _warn_of("are in doubt", in_doubt, session_id)
         return _total(tiers) or Decimal(0)
+
+    def _known_cost(self, session_id: str) -> Decimal | None:
+        """What state.db says a session has cost; None where the events are to be asked.
+
+        It is sure where this process has the ledger open, no other has written what state.db was not told
+        of, and nothing of the session is in doubt or without a price.
+        """
+        ledger = self._opened if isinstance(self._given, Path) or self._given is None else self._given
+        if ledger is None:
+            return None
+        try:
+            return ledger.session_spent(session_id)
+        except LedgerError as error:
+            _log.debug("state.db does not say what session %s has cost: %s", session_id, error)
+            return None
 
     def get_breakdown(self, session_id: str | None = None) -> dict[str, TierCost]:
         """What each tier of a session did and cost; of all sessions without one. Tiers in their order.

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from ledger.errors import BughiveError, NoSuchSession
-from reports import queries
+from reports import queries, spending
 from reports.command_line import (
     Bytes,
     LedgerOption,
@@ -46,7 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.registered_commands += queries.app.registered_commands
+app.registered_commands += queries.app.registered_commands + spending.app.registered_commands
+app.registered_groups += spending.app.registered_groups
 
 
 @app.command(cls=PlainCommand)

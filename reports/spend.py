@@ -39,7 +39,8 @@ with counted as (
     select
         tier, provider, model, started_at, coalesce(ended_at, started_at) as last_at{keys},
         1 as attempts, 0 as requests, outcome, billing, is_unpriced, is_unlisted, reserved_usd, cost_usd,
-        list_cost_usd, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens
+        list_cost_usd, is_ceiling_broken, input_tokens, cache_read_tokens, cache_write_tokens,
+        output_tokens, reasoning_tokens
     from attempts
     where {period}
 )
@@ -74,6 +75,7 @@ select
     count(*) filter (where outcome = 'in_flight') as in_flight_attempts,
     sum(reserved_usd) filter (where outcome = 'in_flight') as in_flight_ceiling_usd,
     count(*) filter (where outcome = 'in_flight' and reserved_usd is null) as in_flight_unbounded,
+    count(*) filter (where is_ceiling_broken) as broken_ceilings,
     epoch_us(min(started_at)) as first_us,
     epoch_us(max(last_at)) as last_us
 from counted
@@ -99,6 +101,7 @@ _COUNTS = (
     "unlisted_attempts",
     "in_doubt_attempts",
     "in_flight_attempts",
+    "broken_ceilings",
 )
 _UNKNOWN_COSTS = {  # that the cost lacks, each with the most that it can be
     "unpriced": "Unpriced",
@@ -163,6 +166,9 @@ class Spend(NamedTuple):
             if of[f"{name}_attempts"]:
                 most = f"attempts not in the cost, at most {shown(of[f'{name}_ceiling_usd'], 'usd')}"
                 facts.append(Fact(label, shown(of[f"{name}_attempts"], "count"), most))
+        if of["broken_ceilings"]:
+            what = "attempts that cost more than the most they could: limits may be overshot by that"
+            facts.append(Fact("Ceiling broken", shown(of["broken_ceilings"], "count"), what))
         if of["first_at"]:
             facts += [
                 Fact("First", shown(of["first_at"], "moment"), self.tz),
@@ -203,6 +209,7 @@ _COLUMNS = (
     Column("in_doubt_ceiling_usd", "In doubt, at most", "usd", detail=True),
     Column("in_flight_attempts", "In flight", "count", if_any=True),
     Column("in_flight_ceiling_usd", "In flight, at most", "usd", detail=True),
+    Column("broken_ceilings", "Ceiling broken", "count", if_any=True),
 )
 
 

@@ -355,10 +355,7 @@ def denied(
     started_at: datetime,
     latency_ms: float,
     refusal: BudgetError,
-    spent_usd: Decimal,
 ) -> RequestDenied:
-    """`spent_usd` stands where the refusal itself does not say what was spent."""
-    exceeded = refusal if isinstance(refusal, BudgetExceeded) else None
     return RequestDenied(
         **request.facts(),
         started_at=started_at,
@@ -369,12 +366,7 @@ def denied(
         model=route.model,
         reason=_reason_of(refusal),
         error_message=plain_text(str(refusal)),
-        scope="request",
-        scope_id=request.request_id,
-        limit_usd=request.budget_usd or Decimal(0),
-        spent_usd=exceeded.spent_usd if exceeded else spent_usd,
-        in_doubt_usd=exceeded.in_doubt_usd if exceeded else Decimal(0),
-        asked_usd=exceeded.asked_usd if exceeded else None,
+        **refusal.facts(),
     )
 
 

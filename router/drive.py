@@ -21,12 +21,13 @@ from pydantic import BaseModel
 from tenacity.wait import wait_base
 
 from ledger.billing import billing_by
-from ledger.budgets import Hold, Limit
+from ledger.budgets import NO_BUDGETS, Hold, Limit
 from ledger.errors import BudgetError, LedgerError, SettingsError
 from ledger.events import ErrorType, RequestReceived
 from ledger.money import total
 from router import books
 from router.books import Attempt, Cost, Request, Timing
+from router.catalog import Route
 from router.errors import (
     FailedAttempt,
     InvalidRequest,
@@ -100,6 +101,7 @@ class Drive:
         self._moves: list[BaseModel] = []  # past tiers left alone, for the next append
         self._began = pace.clock()
         self._prepared: dict[str, Prepared] = {}  # by tier
+        self._budgets = NO_BUDGETS  # those in force, as of the last look
         self._log: RequestLog | None = None
         self._attempt: Attempt | None = None  # the last one
         self._in_flight = False
@@ -217,13 +219,17 @@ class Drive:
             self._ledger.prices.hash,
             target.call.stream,
         )
-        if self._request.budget_usd is not None:
-            self._reserve(attempt, prepared.ceiling, self._request.budget_usd)
-        started = books.started(attempt)
+        log, started = self._open_log(), books.started(attempt)
+        try:
+            self._reserve(attempt, prepared.ceiling)
+            self._log = None  # where this cannot be recorded, the ledger ends the request
+            started_at = log.append(*self._moves, started)
+        except BudgetError as refusal:
+            refusal.request_id = self._request.request_id
+            self._record_denial(log, attempt, refusal)
+            raise
         self._attempt, self._in_flight, self._body = attempt, True, prepared.body
-        log, self._log = self._open_log(), None  # where this cannot be recorded, the ledger ends the request
-        self._started_at = log.append(*self._take_moves(), started)
-        self._log = log
+        self._started_at, self._log, self._moves = started_at, log, []
         return attempt
 
     def _receive(self, first: Target) -> RequestReceived:
@@ -295,43 +301,51 @@ class Drive:
         if self._attempt is None and route.tier in self._prepared:  # made ready a moment ago
             return self._prepared[route.tier]
         prices = self._ledger.prices.at(route.provider, route.model, self._ledger.now())
-        prepared = self._prepared.get(route.tier)
-        if prepared is None or prepared.prices is not prices:
-            prepared = prepare(target, prices, hard=self._request.budget_usd is not None)
+        prepared, hard = self._prepared.get(route.tier), self._is_hard(route)
+        if prepared is None or prepared.prices is not prices or prepared.is_hard != hard:
+            prepared = prepare(target, prices, hard=hard)
             self._prepared[route.tier] = prepared
         return prepared
 
-    def _reserve(self, attempt: Attempt, ceiling: Decimal | BudgetError, limit_usd: Decimal) -> None:
-        """Hold the ceiling against budget_usd. Raises BudgetError, on the books, where it would not hold."""
-        try:
-            if isinstance(ceiling, BudgetError):
-                raise ceiling
-            hold = Hold(
-                attempt.attempt_id,
-                self._request.request_id,
-                self._request.session_id,
-                self._request.task,
-                attempt.route.tier,
-                attempt.route.model,
-                ceiling,
-            )
-            self._open_log().reserve(hold, [Limit("request", self._request.request_id, limit_usd)])
-        except BudgetError as refusal:
-            refusal.request_id = self._request.request_id
-            self._record_denial(attempt, refusal)
-            raise
+    def _reserve(self, attempt: Attempt, ceiling: Decimal | BudgetError) -> None:
+        """Hold the ceiling against budget_usd and the budgets in force. Raises BudgetError."""
+        request, route = self._request, attempt.route
+        if request.budget_usd is None and not self._budgets:
+            return
+        hold = Hold(
+            attempt.attempt_id,
+            request.request_id,
+            request.session_id,
+            request.task,
+            route.tier,
+            route.model,
+            ceiling,
+        )
+        own = () if request.budget_usd is None else [Limit("request", request.request_id, request.budget_usd)]
+        self._open_log().reserve(hold, own)
 
-    def _record_denial(self, attempt: Attempt, refusal: BudgetError) -> None:
+    def _is_hard(self, route: Route) -> bool:
+        """Whether a hard limit holds for an attempt there, by the budgets that are known."""
+        request = self._request
+        self._budgets = self._ledger.budgets_known()
+        return request.budget_usd is not None or self._budgets.is_hard_on(
+            request=request.request_id,
+            session=request.session_id,
+            task=request.task,
+            tier=route.tier,
+            model=route.model,
+        )
+
+    def _record_denial(self, log: RequestLog, attempt: Attempt, refusal: BudgetError) -> None:
         event = books.denied(
             self._request,
             attempt.route,
             attempt.number - 1,
-            self._open_log().started_at if self._open_log().begun else self._ledger.now(),
+            log.started_at if log.begun else self._ledger.now(),
             self._elapsed_ms(self._began),
             refusal,
-            self._cost or Decimal(0),
         )
-        log, self._log = self._open_log(), None
+        self._log = None
         log.append(*self._take_moves(), event)
 
     # how it ended

@@ -41,6 +41,7 @@ class Prepared(NamedTuple):
     prompt: bytes
     prices: ModelPrices | None
     ceiling: Decimal | BudgetError
+    is_hard: bool = False  # made ready for a hard limit
 
 
 def prepare(target: Target, prices: ModelPrices | None, *, hard: bool) -> Prepared:
@@ -53,14 +54,12 @@ def prepare(target: Target, prices: ModelPrices | None, *, hard: bool) -> Prepar
     try:
         why = client.dialect.why_unbounded(body)
         if why is not None:
-            raise UnboundedRequest(f"budget_usd cannot hold: {why} has no bound on its cost; leave one out")
+            raise UnboundedRequest(f"{why} has no bound on its cost; leave one out")
         if prices is None:
-            raise UnpricedModel(
-                f"budget_usd cannot hold: {route.model} has no price; add it under [[prices]]"
-            )
-        return Prepared(sent, prompt, prices, _ceiling(prices, body, sent, call.max_tokens))
+            raise UnpricedModel(f"{route.model} has no price; add it under [[prices]]")
+        return Prepared(sent, prompt, prices, _ceiling(prices, body, sent, call.max_tokens), hard)
     except BudgetError as refusal:
-        return Prepared(sent, prompt, prices, refusal)
+        return Prepared(sent, prompt, prices, refusal, hard)
 
 
 def _ceiling(prices: ModelPrices, body: Mapping[str, Any], sent: bytes, max_tokens: int) -> Decimal:
@@ -74,7 +73,7 @@ def _ceiling(prices: ModelPrices, body: Mapping[str, Any], sent: bytes, max_toke
         answers=n if isinstance(n, int) and n > 1 else 1,
     )
     if ceiling >= _NO_CEILING_FROM:
-        raise UnboundedRequest("budget_usd cannot hold: the request may cost a million dollars or more")
+        raise UnboundedRequest("the request may cost a million dollars or more")
     return ceiling
 
 

@@ -54,8 +54,7 @@ def types_by_request(path: Path) -> dict[str, list[str]]:
 
 
 def balance(ledger: Ledger, scope: str, scope_id: str) -> Balance:
-    with ledger._caught_up(ledger._own_journals()) as state:
-        return state.balance(scope, scope_id)
+    return ledger.read_state(lambda state: state.balance(scope, scope_id))
 
 
 @pytest.fixture
@@ -520,10 +519,13 @@ def test_state_db_is_the_fold_of_the_events_however_it_got_there(
                     failed(log, name, billing=kind, reserved_usd=ceiling, **fields), gave_up(log, name)
                 )
         ledger.seal()
-        with ledger._caught_up(ledger._own_journals()) as state:
-            along_the_way = state.dump()
-            state.rebuild(history.all_runs(ledger.path))
-            assert state.dump() == along_the_way
+        along_the_way, anew = ledger.read_state(lambda state: (state.dump(), _rebuilt(state, ledger)))
+        assert anew == along_the_way
+
+
+def _rebuilt(state: Any, ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:
+    state.rebuild(history.all_runs(ledger.path))
+    return state.dump()
 
 
 def test_a_lost_state_db_is_derived_again_from_segments_and_journals(path: Path) -> None:

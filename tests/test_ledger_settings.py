@@ -66,7 +66,11 @@ def test_a_key_is_not_shown_with_the_settings(tmp_path: Path) -> None:
         ),
         ("[ledger]\npath = 3\n", 2, "path in [ledger] must be a text in quotes that is not empty, not 3"),
         ('[ledger]\ndurability = "none"\n', 2, "must be power-loss or process-crash, not 'none'"),
-        ("\n[budget]\n", 2, "unknown key 'budget' at the top; expected ledger, circuit, prices, tiers"),
+        (
+            "\n[budget]\n",
+            2,
+            "unknown key 'budget' at the top; expected budgets, ledger, circuit, prices, tiers",
+        ),
         ('[tiers.FAST]\nmodle = "x"\n', 2, "unknown key 'modle' in [tiers.FAST]; expected model, provider,"),
         ('[tiers.FAST]\nprovider = "openrouter"\n', 1, "[tiers.FAST] needs a model and its provider"),
         ('[tiers.FAST]\nmodel = "m"\n', 1, "[tiers.FAST] needs a model and its provider"),

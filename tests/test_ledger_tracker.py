@@ -193,7 +193,8 @@ def test_duckdb_is_loaded_when_something_is_read(history: History) -> None:
     code = (
         "import sys; from ledger import CostTracker; tracker = CostTracker(sys.argv[1]); tracker.ledger;"
         " assert not {'duckdb', 'polars', 'pyarrow'} & set(sys.modules);"
-        " tracker.get_session_cost('s-1'); assert 'duckdb' in sys.modules; tracker.close()"
+        " tracker.get_session_cost('s-1'); assert 'duckdb' not in sys.modules;"
+        " tracker.get_breakdown('s-1'); assert 'duckdb' in sys.modules; tracker.close()"
     )
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code, str(history.path)], cwd=root, check=True)

@@ -886,11 +886,14 @@ def _in_state(made: Made, sql: str) -> None:
 @pytest.mark.parametrize(
     ("sql", "words"),
     [
-        ("update balances set spent_micro = spent_micro + 1 where scope = 'all'", "balances"),
-        ("delete from balances where scope = 'session'", "balances"),
+        ("update unsummed set spent_pico = spent_pico + 1 where id = 1", "balances"),
+        ("delete from unsummed where session_id is not null", "balances"),
         ("insert into balances values ('task', 'nothing', 5, 5, 0, 0)", "balances"),
-        ("delete from holds", "holds"),
-        ("update holds set ceiling_pico = 1 where state = 'in_doubt' and ceiling_pico is not null", "holds"),
+        ("delete from doubts", "holds"),
+        ("update doubts set ceiling_pico = 1 where ceiling_pico is not null", "holds"),
+        ("update doubts set quarter = 1", "holds"),
+        ("update sums set spent_rest = spent_rest + 1 where scope = 'tier'", "sums"),
+        ("insert into budgets values ('all', '', 'hard', 5, 'UTC', null, '', 'j', 1)", "budgets"),
         ("insert into request_spent values ('r-99', 1, 0)", "request_spent"),
         ("insert into settled values ('r-2-a1')", "settled"),
         ("update positions set closed = 0", "positions"),
@@ -910,7 +913,7 @@ def test_a_hand_edited_state_db_is_told(made: Made, sql: str, words: str) -> Non
 def test_a_state_db_that_sqlite_finds_broken_is_told(made: Made) -> None:
     with sqlite3.connect(made.path / "state.db") as connection:
         connection.execute("pragma writable_schema = on")
-        connection.execute("delete from sqlite_schema where name = 'holds_of_journal'")
+        connection.execute("delete from sqlite_schema where name = 'doubts_of_session'")
     connection.close()
 
     finding = the_finding(verify(made.path))
@@ -919,7 +922,7 @@ def test_a_state_db_that_sqlite_finds_broken_is_told(made: Made) -> None:
 
 
 def test_recover_makes_a_hand_edited_state_db_right_again(made: Made) -> None:
-    _in_state(made, "update balances set spent_micro = 0")
+    _in_state(made, "update unsummed set spent_pico = 0")
     _in_state(made, "delete from session_batches")
     assert not verify(made.path).is_sound
 
@@ -929,7 +932,9 @@ def test_recover_makes_a_hand_edited_state_db_right_again(made: Made) -> None:
 
 
 def test_a_reservation_of_a_journal_that_is_gone_is_told(made: Made) -> None:
-    _in_state(made, "insert into holds values ('a-1', 'gone', 'r-1', null, 't', 'FAST', 'm', 5, 'reserved')")
+    _in_state(
+        made, "insert into holds values ('a-1', 'gone', 'r-1', null, 't', 'FAST', 'm', 5, 1, 'reserved')"
+    )
 
     finding = the_finding(verify(made.path))
 

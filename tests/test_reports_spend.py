@@ -78,6 +78,7 @@ def test_the_report_of_a_session(ledger: Path) -> None:
         "unbilled_attempts": 2,
         "unpriced_attempts": 1,
         "unlisted_attempts": 1,
+        "broken_ceilings": 0,
         "unpriced": {"attempts": 1, "ceiling_usd": None},
         "in_doubt": {"attempts": 1, "ceiling_usd": Decimal("0.01")},
         "in_flight": {"attempts": 0, "ceiling_usd": Decimal(0)},

@@ -1,6 +1,6 @@
 -- fold: what state.db should say, after the events up to its own positions; ledger.state.fold in SQL.
 -- Makes expected_positions, expected_balances, expected_request_spent, expected_holds, expected_settled and
--- expected_circuits. Reads: events, sealed_rows, and state.db's tables as state_….
+-- expected_budgets, expected_circuits; and expected_sums, which are of state.db's own balances and doubts. Reads: events, sealed_rows, and state.db's tables as state_….
 -- wide enough for every product: an event's amount is a decimal(18, 12)
 create temp macro pico(usd) as (usd::decimal(24, 12) * 1000000000000::decimal(13, 0))::hugeint;
 
@@ -101,7 +101,8 @@ with last_told as (
                     then 'in_doubt'
                 end,
                 'ceiling_pico': pico(reserved_usd)::bigint,
-                'journal_id': journal_id
+                'journal_id': journal_id,
+                'quarter': epoch_us(coalesce(started_at, occurred_at)) // 900000000
             },
             event_type <> 'attempt_started'
         ) as told
@@ -112,9 +113,95 @@ with last_told as (
         )
     group by attempt_id
 )
-select attempt_id, told.journal_id as journal_id, told.ceiling_pico as ceiling_pico, told.state as state
+select
+    attempt_id,
+    told.journal_id as journal_id,
+    told.ceiling_pico as ceiling_pico,
+    told.quarter as quarter,
+    told.state as state
 from last_told
 where told.state = 'in_flight' or (told.state = 'in_doubt' and attempt_id not in (from expected_settled));
+
+create temp table expected_budgets as
+select
+    scope,
+    coalesce(scope_id, '') as scope_id,
+    coalesce(mode, 'hard') as mode,
+    pico(told.limit_usd)::bigint as limit_pico,
+    coalesce(told.tz, 'UTC') as tz,
+    told.journal_id as journal_id,
+    told.seq as seq
+from (
+    select
+        scope,
+        scope_id,
+        mode,
+        max(
+            {'at': occurred_at, 'journal_id': journal_id, 'seq': seq, 'limit_usd': limit_usd, 'tz': tz}
+        ) as told
+    from applied
+    where event_type = 'budget_set'
+    group by scope, scope_id, mode
+);
+
+-- what was spent lately is in none of the sums yet
+create temp table expected_sums as
+with lately as (
+    select 'all' as scope, '' as scope_id, quarter, spent_pico from state_unsummed
+    union all
+    select 'task', task, quarter, spent_pico from state_unsummed
+    union all
+    select 'tier', tier, quarter, spent_pico from state_unsummed
+    union all
+    select 'model', model, quarter, spent_pico from state_unsummed
+    union all
+    select 'session', session_id, quarter, spent_pico from state_unsummed where session_id is not null
+),
+doubted as (
+    select 'all' as scope, '' as scope_id, quarter, ceiling_pico from state_doubts
+    union all
+    select 'task', task, quarter, ceiling_pico from state_doubts
+    union all
+    select 'tier', tier, quarter, ceiling_pico from state_doubts
+    union all
+    select 'model', model, quarter, ceiling_pico from state_doubts
+    union all
+    select 'session', session_id, quarter, ceiling_pico from state_doubts where session_id is not null
+),
+counted as (
+    select
+        scope,
+        scope_id,
+        quarter,
+        spent_micro::hugeint * 1000000 + spent_rest as spent_pico,
+        0::hugeint as doubt_pico
+    from state_balances
+    union all
+    select scope, scope_id, quarter, -spent_pico::hugeint, 0::hugeint from lately
+    union all
+    select scope, scope_id, quarter, 0::hugeint, coalesce(ceiling_pico, 0)::hugeint from doubted
+),
+ranges as (
+    select scope, scope_id, -4611686018427387904 as first_quarter, 4611686018427387904 as end_quarter
+    from counted
+    union
+    select scope, scope_id, first_quarter, end_quarter from state_sums
+)
+select
+    ranges.scope,
+    ranges.scope_id,
+    first_quarter,
+    end_quarter,
+    sum(spent_pico)::hugeint as spent_pico,
+    sum(doubt_pico)::hugeint as doubt_pico
+from ranges join counted
+    on
+        ranges.scope = counted.scope
+        and ranges.scope_id = counted.scope_id
+        and counted.quarter >= first_quarter
+        and counted.quarter < end_quarter
+group by ranges.scope, ranges.scope_id, first_quarter, end_quarter
+having sum(spent_pico) <> 0 or sum(doubt_pico) <> 0;
 
 create temp table expected_circuits as
 select

@@ -7,18 +7,21 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ledger.checks.findings import Finding
 from ledger.errors import LedgerError
-from ledger.layout import EMPTY_SEGMENT
+from ledger.layout import EMPTY_SEGMENT, OLDER_EMPTY_SEGMENTS
+from ledger.price_books import kept
 from ledger.reader import ledger_sql
 from ledger.schema import NO_SEGMENT
 
 _ID = "[0-9a-f]{32}"
 _DATE = r"events/date=\d{4}-\d\d-\d\d"
-_FOLDERS = re.compile(rf"journals|events|{_DATE}")
+_FOLDERS = re.compile(rf"journals|events|price_books|{_DATE}")
+_BOOK = r"price_books/[0-9a-f]{16}\.json"
 _LAID_OUT = ("ledger.id", "ledger.sql", "journals/empty.jsonl", NO_SEGMENT)
 _JOURNAL = rf"journals/{_ID}(\.\d+)?\.jsonl"
 _SEGMENT = rf"{_DATE}/[0-9a-f]+-\d{{8,}}\.parquet"
@@ -27,6 +30,7 @@ _FILES = re.compile(
         [
             *map(re.escape, _LAID_OUT),
             r"manifest\.jsonl|(seal|settle)\.lock|state\.db(-wal|-shm)?",
+            _BOOK,
             _JOURNAL,
             _SEGMENT,
         ]
@@ -34,7 +38,7 @@ _FILES = re.compile(
 )
 # what a process that is about to finish it, or died, leaves; recovery and sealing go on from there
 _UNFINISHED = re.compile(
-    rf"({'|'.join(map(re.escape, _LAID_OUT))})\.[0-9a-f]+\.tmp"
+    rf"({'|'.join([*map(re.escape, _LAID_OUT), _BOOK])})\.[0-9a-f]+\.tmp"
     rf"|{_JOURNAL}\.tmp|{_DATE}/[0-9a-f]+-\d{{8,}}\.tmp"
 )
 
@@ -79,6 +83,7 @@ def look_at_folder(root: Path) -> Folder:
     names = {entry.name for entry in entries if stat.S_ISREG(entry.mode)}
     findings += [_missing(name) for name in _LAID_OUT if name not in names and name != "ledger.sql"]
     findings += list(_not_as_laid_out(root, names))
+    findings += list(_altered_books(root, names))
     return Folder(
         entries,
         findings,
@@ -128,13 +133,25 @@ def _missing(name: str) -> Finding:
 def _not_as_laid_out(root: Path, names: set[str]) -> Iterator[Finding]:
     contents = {"journals/empty.jsonl": b"", NO_SEGMENT: EMPTY_SEGMENT.read_bytes()}
     for name, content in contents.items():
-        if name in names and _content(root / name) not in (content, None):
+        found = _content(root / name) if name in names else None
+        if found not in (content, None) and sha256(found or b"").hexdigest() not in OLDER_EMPTY_SEGMENTS:
             yield Finding(
                 "altered-file",
                 name,
                 "it is not as it was laid out",
                 "remove it; bughive-costs recover makes it",
             )
+
+
+def _altered_books(root: Path, names: set[str]) -> Iterator[Finding]:
+    """Price books that are not what their name, the hash in the events, says."""
+    for name in sorted(names):
+        if re.fullmatch(_BOOK, name):
+            try:
+                kept(root, Path(name).stem)
+            except LedgerError as error:
+                remedy = "put it back from a backup; whoever opens the ledger with that book writes it again"
+                yield Finding("altered-file", name, f"it is not the price book it was: {error}", remedy)
 
 
 def _too_open(entries: list[Entry]) -> list[Finding]:

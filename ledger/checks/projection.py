@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
+from ledger.accounts import SPENT
 from ledger.checks.findings import Finding
 from ledger.errors import LedgerError
 from ledger.reader import _read_only
@@ -22,16 +23,33 @@ _TRIES = 5  # SQLite cannot be read where it is created, checkpointed or removed
 _TABLES: Mapping[str, tuple[str, str]] = {  # how each is read, and as what
     "positions": ("select journal_id, seq, closed from positions", "varchar, bigint, bigint"),
     "balances": (
-        "select scope, scope_id, quarter, spent_micro, spent_rest, unpriced_attempts from balances",
+        f"select scope, scope_id, quarter, spent_micro, spent_rest, unpriced_attempts from ({SPENT})",
         "varchar, varchar, bigint, bigint, bigint, bigint",
     ),
     "request_spent": (
         "select request_id, spent_micro, spent_rest from request_spent",
         "varchar, bigint, bigint",
     ),
+    "sums": (
+        "select scope, scope_id, first_quarter, end_quarter, spent_micro, spent_rest, doubt_micro, doubt_rest"
+        " from sums",
+        "varchar, varchar, bigint, bigint, bigint, bigint, bigint, bigint",
+    ),
+    "unsummed": (
+        "select quarter, session_id, task, tier, model, spent_pico from unsummed",
+        "bigint, varchar, varchar, varchar, varchar, bigint",
+    ),
     "holds": (
-        "select attempt_id, journal_id, ceiling_pico, state from holds",
-        "varchar, varchar, bigint, varchar",
+        "select attempt_id, journal_id, ceiling_pico, quarter, state from holds",
+        "varchar, varchar, bigint, bigint, varchar",
+    ),
+    "doubts": (
+        "select attempt_id, journal_id, ceiling_pico, quarter, session_id, task, tier, model from doubts",
+        "varchar, varchar, bigint, bigint, varchar, varchar, varchar, varchar",
+    ),
+    "budgets": (
+        "select scope, scope_id, mode, limit_pico, tz, journal_id, seq from budgets",
+        "varchar, varchar, varchar, bigint, varchar, varchar, bigint",
     ),
     "settled": ("select attempt_id from settled", "varchar"),
     "circuits": (
@@ -69,7 +87,7 @@ class Projection(NamedTuple):
         """Attempts whose ceiling is held before they start, each with its journal."""
         return [
             (attempt_id, journal_id)
-            for attempt_id, journal_id, _, state in self.rows["holds"]
+            for attempt_id, journal_id, _, _, state in self.rows["holds"]
             if state == "reserved"
         ]
 

@@ -1,56 +1,96 @@
 -- budget_status: each budget in force and how much of it is used.
--- Grain: (scope, scope_id).  Reads: events, attempts.
--- Days and months are those of the connection's TimeZone, and the current ones.
+-- Grain: (scope, is_each, scope_id, mode).  Reads: events, attempts.
+-- A budget of each session, task, tier, model or request has a row for each of them that there is.
+-- Days and months are the current ones, in the budget's own zone.
 -- scope: request, session, task, tier, model, day, month or all
--- scope_id: which one of its scope; NULL: of day, month and all there is but one
+-- scope_id: which one this row counts; NULL: of day, month and all; of each, where there is none yet
 -- mode: hard (refuses) or warn
 -- limit_usd: USD; the limit last set; lifted budgets are not shown
 -- set_at: when it was last set
 -- spent_usd: USD; cost of the attempts that count against it; 0: nothing so far
 -- reserved_usd: USD; ceilings of attempts in flight
--- in_doubt_usd: USD; ceilings of attempts whose outcome is not known
+-- in_doubt_usd: USD; ceilings of attempts whose outcome is not known, or that have no price
 -- left_usd: USD; limit less spent, reserved and in doubt; negative once overspent
 -- unpriced_attempts: billed attempts that spent_usd lacks, as nothing says how much
-with latest as (
+-- is_each: whether the limit holds for each of its scope by itself
+-- tz: where its days and months begin
+-- reason: the file that says so, or what was said when it was set; NULL: nothing
+-- unbounded_attempts: attempts in flight, in doubt or unpriced whose ceiling is not known: left_usd lacks them
+-- spent_since: when the first attempt that counts against it was started; NULL: none was
+with told as (
     select
         scope,
-        scope_id,
-        arg_max(mode, (occurred_at, journal_id, seq)) as mode,
+        scope_id as budget_id,
+        coalesce(mode, 'hard') as mode,
+        arg_max(coalesce(tz, 'UTC'), (occurred_at, journal_id, seq)) as tz,
         arg_max(coalesce(limit_usd, -1), (occurred_at, journal_id, seq)) as limit_usd,
+        arg_max(coalesce(reason, ''), (occurred_at, journal_id, seq)) as reason,
         max(occurred_at) as set_at
     from events
     where event_type = 'budget_set'
-    group by scope, scope_id
+    group by scope, scope_id, coalesce(mode, 'hard')
 ),
 in_force as (
-    select * from latest where limit_usd >= 0
+    select
+        * replace (nullif(reason, '') as reason),
+        case scope
+            when 'day' then strftime(timezone(tz, now()), '%Y-%m-%d')
+            when 'month' then strftime(timezone(tz, now()), '%Y-%m')
+        end as period
+    from told
+    where limit_usd >= 0
 ),
-counted as (
-    select in_force.*, attempts.*
+scoped as (
+    select 'request' as scope, request_id as scope_id, * exclude (tier) from attempts
+    union all by name
+    select 'session' as scope, session_id as scope_id, * exclude (tier) from attempts where session_id is not null
+    union all by name
+    select 'task' as scope, task as scope_id, * exclude (tier) from attempts
+    union all by name
+    select 'tier' as scope, tier as scope_id, * exclude (tier) from attempts
+    union all by name
+    select 'model' as scope, model as scope_id, * exclude (tier) from attempts
+),
+of_names as (
+    select in_force.*, scoped.* exclude (scope)
+    from in_force left join scoped
+        on scoped.scope = in_force.scope and scoped.scope_id = coalesce(in_force.budget_id, scoped.scope_id)
+    where in_force.scope not in ('day', 'month', 'all')
+),
+of_times as (
+    select in_force.*, null as scope_id, attempts.* exclude (tier)
     from in_force left join attempts on case in_force.scope
-        when 'request' then attempts.request_id = in_force.scope_id
-        when 'session' then attempts.session_id = in_force.scope_id
-        when 'task' then attempts.task = in_force.scope_id
-        when 'tier' then attempts.tier = in_force.scope_id
-        when 'model' then attempts.model = in_force.scope_id
-        when 'day' then attempts.started_at >= date_trunc('day', now())
-        when 'month' then attempts.started_at >= date_trunc('month', now())
+        when 'day' then strftime(timezone(in_force.tz, attempts.started_at), '%Y-%m-%d') = in_force.period
+        when 'month' then strftime(timezone(in_force.tz, attempts.started_at), '%Y-%m') = in_force.period
         else true
     end
+    where in_force.scope in ('day', 'month', 'all')
+),
+counted as (
+    select * from of_names
+    union all by name
+    select * from of_times
 ),
 used as (
     select
         scope,
-        scope_id,
+        budget_id is null and scope not in ('day', 'month', 'all') as is_each,
+        coalesce(scope_id, budget_id) as scope_id,
         mode,
+        tz,
         limit_usd,
         set_at,
+        reason,
         coalesce(sum(cost_usd), 0) as spent_usd,
         coalesce(sum(reserved_usd) filter (where outcome = 'in_flight'), 0) as reserved_usd,
-        coalesce(sum(reserved_usd) filter (where billing = 'unknown'), 0) as in_doubt_usd,
-        count(*) filter (where is_unpriced) as unpriced_attempts
+        coalesce(sum(reserved_usd) filter (where billing = 'unknown' or is_unpriced), 0) as in_doubt_usd,
+        count(*) filter (where is_unpriced) as unpriced_attempts,
+        count(*) filter (
+            where reserved_usd is null and (outcome = 'in_flight' or billing = 'unknown' or is_unpriced)
+        ) as unbounded_attempts,
+        min(started_at) as spent_since
     from counted
-    group by scope, scope_id, mode, limit_usd, set_at
+    group by scope, budget_id, coalesce(scope_id, budget_id), mode, tz, limit_usd, set_at, reason
 ),
 left_over as (
     select
@@ -63,7 +103,12 @@ left_over as (
         reserved_usd,
         in_doubt_usd,
         limit_usd - spent_usd - reserved_usd - in_doubt_usd as left_usd,
-        unpriced_attempts
+        unpriced_attempts,
+        is_each,
+        tz,
+        reason,
+        unbounded_attempts,
+        spent_since
     from used
 )
 select * from left_over

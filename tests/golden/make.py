@@ -219,7 +219,8 @@ def _tell(scribe: Scribe) -> dict[str, Any]:
     scribe.write(
         BudgetSet(scope="session", scope_id="s-1", limit_usd=Decimal("0.05"), reason="a trial"),
         BudgetSet(scope="all", mode="warn", limit_usd=Decimal(100)),
-        BudgetSet(scope="day", limit_usd=Decimal(1)),
+        BudgetSet(scope="day", limit_usd=Decimal(1), tz="Europe/Berlin"),
+        BudgetSet(scope="session", limit_usd=Decimal(2), mode="warn"),
         BudgetSet(scope="tier", scope_id="FAST", limit_usd=Decimal("0.5")),
     )
     scribe.write(BudgetSet(scope="tier", scope_id="FAST", reason="lifted"))
@@ -308,6 +309,7 @@ def _tell(scribe: Scribe) -> dict[str, Any]:
 
     denied = Request(scribe, "r-8", "REASONING", "s-1")
     limits = {"spent_usd": Decimal("0.04"), "in_doubt_usd": Decimal("0.01"), "limit_usd": Decimal("0.05")}
+    limits["reserved_usd"] = Decimal(0)
     budget = {"scope": "session", "scope_id": "s-1", "asked_usd": Decimal("0.01"), **limits}
     asked = denied.received
     assert asked is not None

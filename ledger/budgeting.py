@@ -1,0 +1,146 @@
+"""Setting budgets: each change is an event, and holds for every attempt that begins after it, in any process.
+
+set_budget(ledger, budget)     by command or program
+keep_to_file(ledger, …)        as bughive.toml says, whenever the ledger is opened
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledger.budgets import Budget, budget_of
+from ledger.errors import DamagedLedger, LedgerError, SettingsError, nearest
+from ledger.events import BudgetSet
+from ledger.lines import journal_ids, merged_lines, parsed, read_parts
+from ledger.schema import TIER_ORDER
+
+if TYPE_CHECKING:
+    from ledger.ledger import Ledger
+    from ledger.settings import OwnBudget
+    from ledger.state import State
+
+_log = logging.getLogger("ledger")
+
+
+def set_budget(ledger: Ledger, budget: Budget) -> None:
+    """Record that a budget is set, or set anew.
+
+    Raises LedgerError where a file sets it, its last change is of a later moment than the clock's, or it
+    cannot be recorded.
+    """
+    _refuse_if_a_file_sets(ledger, budget)
+    _record(ledger, budget, budget)
+
+
+def lift_budget(ledger: Ledger, budget: Budget) -> None:
+    """Record that the budget of that scope, id and mode is lifted. Raises LedgerError as set_budget, and
+    where there is none."""
+    if all(known.key != budget.key for known in ledger.budgets().all):
+        raise LedgerError(f"there is no {budget}; see bughive-costs budget list")
+    _refuse_if_a_file_sets(ledger, budget)
+    _record(ledger, budget, None)
+
+
+def budgets_of(own: Sequence[OwnBudget], tiers: Iterable[str] = ()) -> list[Budget]:
+    """The budgets that a file sets. Raises SettingsError naming file and line."""
+    budgets: dict[tuple[str, str, str], Budget] = {}
+    for where, entry in own:
+        given = {name: entry.get(name) for name in ("scope", "id", "mode", "tz")}
+        for name, value in given.items():
+            if not (isinstance(value, str) or (value is None and name != "scope")):
+                raise SettingsError(f"{where}: {name} must be a text in quotes, not {value!r}")
+        budget = budget_of(
+            given["scope"],  # type: ignore[arg-type]  # a text, as was just seen
+            given["id"],
+            entry.get("limit_usd"),
+            given["mode"] or "hard",
+            given["tz"] or "UTC",
+            where=where,
+        )
+        refuse_unknown_tier(budget, tiers, f"{where}: ")
+        if budget.key in budgets:
+            raise SettingsError(f"{where}: the {budget} is set twice; keep one")
+        budgets[budget.key] = budget
+    return list(budgets.values())
+
+
+def refuse_unknown_tier(budget: Budget, tiers: Iterable[str], where: str = "") -> None:
+    """Raise SettingsError for a budget of a tier that there is not: it would never hold for anything."""
+    known = [*dict.fromkeys((*TIER_ORDER, "DIRECT", *tiers))]
+    if budget.scope == "tier" and budget.scope_id is not None and budget.scope_id not in known:
+        near = nearest(budget.scope_id, known)
+        raise SettingsError(f"{where}there is no tier {budget.scope_id!r}{near}; expected {', '.join(known)}")
+
+
+def keep_to_file(ledger: Ledger, file: Path, budgets: Sequence[Budget]) -> None:
+    """Set what a file says and lift what it says no longer; nothing where that is so already."""
+    place = str(file)
+    in_force = {budget.key: budget for budget in ledger.budgets().all}
+    said = {budget.key: budget._replace(reason=place) for budget in budgets}
+    for key, budget in said.items():
+        if in_force.get(key) != budget:
+            _record(ledger, budget, budget)
+    for key, budget in in_force.items():
+        if budget.reason == place and key not in said:
+            _record(ledger, budget, None)
+
+
+def _refuse_if_a_file_sets(ledger: Ledger, budget: Budget) -> None:
+    for known in ledger.budgets().all:
+        if known.key == budget.key and _is_file(known.reason):
+            raise LedgerError(f"the {budget} is set in {known.reason}; change it there")
+
+
+def _is_file(reason: str | None) -> bool:
+    return reason is not None and reason.endswith("bughive.toml")
+
+
+def _record(ledger: Ledger, budget: Budget, wanted: Budget | None) -> None:
+    event = BudgetSet(
+        scope=budget.scope,
+        scope_id=budget.scope_id,
+        mode=budget.mode,
+        tz=budget.tz if wanted and budget.tz != "UTC" else None,
+        limit_usd=wanted and wanted.limit_usd,
+        reason=budget.reason,
+    )
+    set_at = ledger.read_state(lambda state: state.budget_set_at(budget))
+    if set_at is not None and set_at >= ledger.now().isoformat(timespec="microseconds"):
+        raise LedgerError(
+            f"the {budget} was last changed at {set_at}, and it is {ledger.now()}; set the clock"
+        )
+    ledger.record(event)
+    ledger.apply_living()
+    found = {known.key: known for known in ledger.read_state(lambda state: state.budgets()).all}
+    if found.get(budget.key) != wanted:
+        raise LedgerError(
+            f"the {budget} is recorded, and another change of it came at the same time; see the list"
+        )
+
+
+def apply_living(path: Path, state: State) -> None:
+    """Tell state.db what journals hold that their writers have not told it yet.
+
+    Writers without a budget tell it now and then alone; whoever sets one must know what was spent by then.
+    """
+    from ledger.sealing import synced_content
+
+    folder = path / "journals"
+    positions = state.positions()
+    for journal_id in journal_ids(folder):
+        applied, is_closed = positions.get(journal_id, (0, False))
+        if is_closed:
+            continue
+        try:
+            lines = merged_lines(read_parts(folder, journal_id, synced_content))
+        except (DamagedLedger, FileNotFoundError) as error:
+            _log.warning("journal %s is not counted: %s", journal_id, error)
+            continue
+        events: list[tuple[int, Mapping[str, Any]]] = []
+        while (seq := applied + len(events) + 1) in lines:
+            events.append((seq, parsed(lines[seq])))
+        with state.transaction():
+            state.apply(journal_id, events)

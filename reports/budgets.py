@@ -1,0 +1,239 @@
+"""Budgets as they stand, whether they hold, and why a request was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ledger.budgeting import refuse_unknown_tier
+from ledger.budgets import SCOPES, WINDOWS, budget_of, name_of
+from ledger.errors import LedgerError, NoSuchSession
+from ledger.ledger import Ledger
+from ledger.money import MONEY
+from ledger.reader import connect
+from ledger.settings import Settings
+from ledger.windows import quarter_of, window_of
+from reports.render import Column, Document, Fact, Table, rfc3339, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_VIEWS = ("events", "attempts", "budget_status")
+_COLUMNS = (
+    Column("scope", "Scope", "text"),
+    Column("scope_id", "Id", "text", whole=True),
+    Column("mode", "Mode", "text"),
+    Column("is_each", "Each", "text", detail=True),
+    Column("tz", "Zone", "text", detail=True),
+    Column("limit_usd", "Limit", "usd"),
+    Column("spent_usd", "Spent", "usd"),
+    Column("reserved_usd", "Reserved", "usd", if_any=True),
+    Column("in_doubt_usd", "In doubt", "usd", if_any=True),
+    Column("left_usd", "Left", "usd"),
+    Column("exceeded", "Exceeded", "text", detail=True),
+    Column("unpriced_attempts", "Unpriced", "count", if_any=True),
+    Column("unbounded_attempts", "Unbounded", "count", if_any=True),
+    Column("gone_at", "Gone by", "minute", can_go=True),
+    Column("resets_at", "Begins anew", "minute", detail=True),
+    Column("set_at", "Set", "minute", detail=True),
+    Column("reason", "Said by", "text", detail=True),
+)
+_STATUS = (
+    "select scope, scope_id, mode, is_each, tz, limit_usd, spent_usd, reserved_usd, in_doubt_usd, left_usd,"
+    " unpriced_attempts, unbounded_attempts, reason, set_at, spent_since from budget_status"
+)
+_REFUSAL = (
+    "select request_id, session_id, task, tier, provider, model, attempt_number, reason, scope, scope_id,"
+    " coalesce(mode, 'hard') as mode, tz, limit_usd, spent_usd, reserved_usd, in_doubt_usd, asked_usd,"
+    " error_message, strftime(occurred_at, '%Y-%m-%dT%H:%M:%S.%f%z') as denied_at"
+    " from events where event_type = 'request_denied' and request_id = ?"
+)
+
+Row = dict[str, Any]
+
+
+class BudgetList(NamedTuple):
+    """Each budget in force with what counts against it; of each-budgets a row per one that there is."""
+
+    rows: list[Row]
+    title: str
+
+    @property
+    def exceeded(self) -> list[Row]:
+        """Those that are used up: nothing is left, or less."""
+        return [row for row in self.rows if row["exceeded"]]
+
+    def table(self) -> Table:
+        """All columns; one row per budget and what it counts."""
+        return Table("", _COLUMNS, self.rows)
+
+    def data(self) -> list[Row]:
+        """The rows as they are; `gone_at` is null where it is not used, or cannot be told."""
+        return self.rows
+
+    def document(self) -> Document:
+        """The list for people."""
+        over = len(self.exceeded)
+        note = "no budget is set; bughive-costs budget set" if not self.rows else ""
+        if over:
+            note = f"{over} of {len(self.rows)} exceeded"
+        return Document(self.title, [], [self.table()] if self.rows else [], note)
+
+
+class Refusal(NamedTuple):
+    """Why a request was refused, number by number."""
+
+    row: Row
+
+    def table(self) -> Table:
+        """One row."""
+        return Table("", [Column(name, name, "raw") for name in self.row], [self.row])
+
+    def data(self) -> Row:
+        """All that is known of it."""
+        return self.row
+
+    def document(self) -> Document:
+        """The sum that did not fit, a number a line."""
+        row = self.row
+        told = [
+            Fact("Refused", shown(row["denied_at"], "moment"), "UTC"),
+            Fact("Task", row["task"], f"session {row['session_id']}" if row["session_id"] else "no session"),
+            Fact("Asked of", row["tier"], row["model"]),
+            Fact("Attempts", str(row["attempt_number"]), "made before"),
+            Fact(
+                "Limit", shown(row["limit_usd"], "usd"), name_of(row["scope"], row["scope_id"], row["mode"])
+            ),
+            Fact("Spent", shown(row["spent_usd"], "usd")),
+            Fact("Reserved", shown(row["reserved_usd"], "usd"), "ceilings of attempts in flight"),
+            Fact("In doubt", shown(row["in_doubt_usd"], "usd"), "ceilings of attempts of unknown cost"),
+            Fact("Asked", shown(row["asked_usd"], "usd"), "the most it could cost"),
+        ]
+        if row["over_usd"] is not None:
+            told.append(Fact("Too much by", shown(row["over_usd"], "usd")))
+        return Document(f"Request {row['request_id']}", told, [], row["error_message"] or "")
+
+
+def budget_list(
+    path: str | Path, *, session_id: str | None = None, now: datetime | None = None
+) -> BudgetList:
+    """The budgets in force; with a session those that hold for it. Raises as `ledger.reader.connect`.
+
+    NoSuchSession where neither events nor a budget know the session.
+    """
+    at = now or datetime.now(UTC)
+    with connect(path, views=_VIEWS) as connection:
+        asked = connection.execute(_STATUS)
+        names = [column[0] for column in asked.description or ()]
+        found = [dict(zip(names, row, strict=True)) for row in asked.fetchall()]
+        is_known = session_id is None or bool(
+            connection.execute("select 1 from events where session_id = ? limit 1", [session_id]).fetchone()
+        )
+    if session_id is not None:
+        found = list(_of_session(found, session_id))
+        if not is_known and not any(row["scope"] == "session" and not row["is_each"] for row in found):
+            raise NoSuchSession(f"no session has the id {session_id}; see bughive-costs sessions")
+    rows = [_row(row, at) for row in found]
+    rows.sort(key=lambda row: (SCOPES.index(row["scope"]), row["scope_id"] or "", row["mode"]))
+    return BudgetList(rows, f"Budgets of session {session_id}" if session_id is not None else "Budgets")
+
+
+def change_budget(path: Path, scope: str, scope_id: str | None, limit: str, mode: str, tz: str) -> None:
+    """Set a budget; a limit of "none" lifts it. Raises SettingsError, LedgerError: nothing changed."""
+    lifts = limit.lower() == "none"
+    budget = budget_of(scope, scope_id, "0" if lifts else limit, mode, tz)
+    refuse_unknown_tier(budget, Settings.load().tiers)
+    with Ledger.open(path, auto_seal=False) as ledger:
+        if lifts:
+            ledger.lift_budget(budget)
+        else:
+            ledger.set_budget(budget)
+
+
+def refusal(path: str | Path, request_id: str) -> Refusal:
+    """Why a request was refused. Raises LedgerError where none of that id was."""
+    with connect(path, views=("events",)) as connection:
+        asked = connection.execute(_REFUSAL, [request_id])
+        names = [column[0] for column in asked.description or ()]
+        found = asked.fetchone()
+        known = connection.execute(
+            "select 1 from events where request_id = ? limit 1", [request_id]
+        ).fetchone()
+    if found is None:
+        what = f"request {request_id} was not refused" if known else f"no request has the id {request_id}"
+        raise LedgerError(f"{what}; see select request_id from requests where status = 'denied'")
+    row: Row = dict(zip(names, found, strict=True))
+    row["denied_at"] = rfc3339(row["denied_at"])
+    row["over_usd"] = None
+    if row["asked_usd"] is not None:
+        counted = (row["spent_usd"], row["reserved_usd"] or Decimal(0), row["in_doubt_usd"], row["asked_usd"])
+        row["over_usd"] = sum(counted, Decimal(0)) - row["limit_usd"]
+    return Refusal(row)
+
+
+def _of_session(rows: Sequence[Row], session_id: str) -> Iterator[Row]:
+    """What holds for a session: its own, those of each session, and those of all there is."""
+    of_it = False
+    for row in rows:
+        if row["scope"] in (*WINDOWS, "all"):
+            yield row
+        elif row["scope"] == "session" and row["scope_id"] == session_id:
+            of_it = True
+            yield row
+    if not of_it:
+        for row in rows:
+            if row["scope"] == "session" and row["is_each"]:
+                nothing = dict.fromkeys(("spent_usd", "reserved_usd", "in_doubt_usd"), Decimal(0))
+                yield {
+                    **row,
+                    **nothing,
+                    "scope_id": session_id,
+                    "left_usd": row["limit_usd"],
+                    "spent_since": None,
+                }
+                return
+
+
+def _row(found: Mapping[str, Any], now: datetime) -> Row:
+    row = {column.name: found.get(column.name) for column in _COLUMNS}
+    begins, ends = _window(found, now)
+    row["exceeded"] = found["left_usd"] <= 0
+    row["gone_at"] = _text(_gone_at(found, begins, ends, now))
+    row["resets_at"] = _text(ends)
+    row["set_at"] = _text(found["set_at"])
+    if found["scope"] in WINDOWS:
+        row["scope_id"] = window_of(found["scope"], found["tz"], quarter_of(now)).label
+    return row
+
+
+def _window(row: Mapping[str, Any], now: datetime) -> tuple[datetime | None, datetime | None]:
+    if row["scope"] not in WINDOWS:
+        return None, None
+    window = window_of(row["scope"], row["tz"], quarter_of(now))
+    epoch = datetime(1970, 1, 1, tzinfo=UTC)
+    return tuple(epoch + timedelta(minutes=15) * quarter for quarter in window[:2])  # type: ignore[return-value]
+
+
+def _gone_at(
+    row: Mapping[str, Any], begins: datetime | None, ends: datetime | None, now: datetime
+) -> datetime | None:
+    """When it is used up if all goes on as since its first attempt; None: not before it begins anew."""
+    since, spent = row["spent_since"] or now, row["spent_usd"]
+    elapsed_s = int((now - max(since, begins or since)).total_seconds())
+    if row["left_usd"] <= 0:
+        return now
+    if spent <= 0 or elapsed_s <= 0:
+        return None
+    left_s = MONEY.divide(MONEY.multiply(row["left_usd"], Decimal(elapsed_s)), spent)
+    if left_s > 10**9:
+        return None
+    gone = now + timedelta(seconds=int(left_s))
+    return gone if ends is None or gone < ends else None
+
+
+def _text(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

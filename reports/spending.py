@@ -1,0 +1,187 @@
+"""The commands about money that is to come or not yet known: budget, prices, settle."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from reports.command_line import (
+    FormatOption,
+    LedgerOption,
+    Page,
+    PlainCommand,
+    PlainGroup,
+    Text,
+    TzOption,
+    asked_period,
+    examples,
+    ledger_path,
+)
+
+app = typer.Typer()
+
+budget_app = typer.Typer(
+    cls=PlainGroup,
+    help="Limits: set them, see how much is left, and why a request was refused.",
+    add_completion=False,
+)
+app.add_typer(budget_app, name="budget")
+
+
+@budget_app.command(
+    "set",
+    cls=PlainCommand,
+    epilog=examples(
+        "budget set 25 --scope day --tz Europe/Berlin",
+        "budget set 2.50 --scope session",
+        "budget set none --scope day",
+    ),
+)
+def budget_set(
+    limit: Annotated[str, typer.Argument(metavar="USD", help="The limit, such as 5.00; none lifts it.")],
+    scope: Annotated[
+        str,
+        typer.Option("--scope", help="request, session, task, tier, model, day, month or all."),
+    ],
+    scope_id: Annotated[
+        str | None, typer.Option("--id", help="Which session, task, tier or model; else each of them.")
+    ] = None,
+    mode: Annotated[str, typer.Option("--mode", help="hard (refuses) or warn.")] = "hard",
+    format: FormatOption = "table",
+    ledger: LedgerOption = None,
+    tz: Annotated[
+        str, typer.Option("--tz", help="Where its days and months begin, such as Europe/Berlin.")
+    ] = "UTC",
+) -> Page:
+    """Set a limit, or lift it; it holds for every attempt that begins from now on."""
+    from reports.budgets import budget_list, change_budget
+
+    asked_period(format, None, None, None, "UTC")
+    path = ledger_path(ledger)
+    change_budget(path, scope, scope_id, limit, mode, tz)
+    return Page(budget_list(path), format)
+
+
+@budget_app.command("list", cls=PlainCommand)
+def list_budgets(format: FormatOption = "table", ledger: LedgerOption = None) -> Page:
+    """Each budget: limit, spent, reserved, in doubt, left, and when it is gone at the present rate."""
+    from reports.budgets import budget_list
+
+    asked_period(format, None, None, None, "UTC")
+    return Page(budget_list(ledger_path(ledger)), format)
+
+
+@budget_app.command("check", cls=PlainCommand, epilog=examples("budget check --session crawl_session_123"))
+def check_budgets(
+    session: Annotated[
+        str | None, typer.Option("--session", help="Those that hold for one session; else all.")
+    ] = None,
+    format: FormatOption = "table",
+    ledger: LedgerOption = None,
+) -> Page:
+    """The same, with exit status 1 where a budget is used up."""
+    from reports.budgets import budget_list
+
+    asked_period(format, None, None, None, "UTC")
+    found = budget_list(ledger_path(ledger), session_id=session)
+    return Page(found, format, 1 if found.exceeded else 0)
+
+
+@budget_app.command("explain", cls=PlainCommand)
+def explain(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="A request that was refused.")],
+    format: FormatOption = "table",
+    ledger: LedgerOption = None,
+) -> Page:
+    """Why a request was refused, number by number."""
+    from reports.budgets import refusal
+
+    asked_period(format, None, None, None, "UTC")
+    return Page(refusal(ledger_path(ledger), request_id), format)
+
+
+prices_app = typer.Typer(
+    cls=PlainGroup,
+    help="What a token costs: the book in force, and the published prices.",
+    add_completion=False,
+)
+app.add_typer(prices_app, name="prices")
+
+
+@prices_app.command("list", cls=PlainCommand, epilog=examples("prices list --at 2026-06-01"))
+def list_prices(
+    at: Annotated[str | None, typer.Option("--at", help="In force at this date or moment; else now.")] = None,
+    book: Annotated[
+        str | None,
+        typer.Option("--book", help="A book by its hash, as events name it; the ledger keeps them."),
+    ] = None,
+    format: FormatOption = "table",
+    ledger: LedgerOption = None,
+) -> Page:
+    """The prices in force with their source, and the models that have none."""
+    from reports.prices import moment_of, price_list
+
+    asked_period(format, None, None, None, "UTC")
+    moment = moment_of(at, datetime.now(UTC))
+    return Page(price_list(ledger_path(ledger), at=moment, book_hash=book), format)
+
+
+@prices_app.command("diff", cls=PlainCommand)
+def diff_prices(format: FormatOption = "table", ledger: LedgerOption = None) -> Page:
+    """Where they differ from those of genai-prices, and what the last 30 days cost by each."""
+    from reports.prices import price_diff
+
+    asked_period(format, None, None, None, "UTC")
+    return Page(price_diff(ledger_path(ledger), now=datetime.now(UTC)), format)
+
+
+@prices_app.command("import", cls=PlainCommand)
+def take_prices(
+    model: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="These; else all that differ.")
+    ] = None,
+) -> Text:
+    """Write published prices into bughive.toml, where they win over the book that ships."""
+    from reports.prices import import_prices
+
+    file, taken = import_prices(model or (), file=None, now=datetime.now(UTC))
+    return Text(
+        f"{', '.join(taken)}: now in {file}\n" if taken else "no price differs; nothing was changed\n"
+    )
+
+
+@app.command(
+    cls=PlainCommand,
+    epilog=examples(
+        "settle --as unbilled ATTEMPT_ID",
+        "settle --as billed 0.0042 ATTEMPT_ID --reason 'the invoice says so'",
+        "settle --as unbilled --before 2026-11-01",
+    ),
+)
+def settle(
+    found_out: Annotated[str, typer.Option("--as", metavar="unbilled|billed", help="What was found out.")],
+    amount: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[AMOUNT] [ATTEMPT_ID]", help="USD with billed; one attempt."),
+    ] = None,
+    before: Annotated[
+        str | None, typer.Option("--before", help="All in doubt that started before this date or moment.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option("--reason", help="How it is known.")] = None,
+    format: FormatOption = "table",
+    ledger: LedgerOption = None,
+    tz: TzOption = "UTC",
+) -> Page:
+    """Say what attempts in doubt have cost, once that is known."""
+    from reports.settling import settle as settle_attempts
+    from reports.settling import what_is_settled
+
+    until = asked_period(format, None, before, None, tz).until
+    billed_usd, attempt_id = what_is_settled(found_out, amount or (), until)
+    path = ledger_path(ledger)
+    return Page(
+        settle_attempts(path, attempt_id=attempt_id, before=until, billed_usd=billed_usd, reason=reason),
+        format,
+    )
