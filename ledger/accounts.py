@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from ledger.budgets import Balance, Budget, Budgets, Hold, Limit, Warned, check
+from ledger.budgets import Balance, Budget, Budgets, Hold, Limit, Limits, Warned, check
 from ledger.errors import LedgerError
 from ledger.fold import BudgetKey, BudgetRow, Change, HoldRow, Spent
 from ledger.money import dollars, pico
@@ -132,6 +132,7 @@ class Accounts:
         self._budgets = Budgets()
         self._budgets_revision: Any = None
         self._sums: dict[_Account, tuple[int, int]] = {}  # spent and in doubt, as of that revision
+        self._room: dict[int, tuple[tuple[Limit, ...], int]] = {}  # likewise
         self._sums_revision: Any = None
         self._crossed: set[Any] = set()
 
@@ -299,32 +300,25 @@ class Accounts:
 
     # limits
 
-    def reserve(self, journal_id: str, hold: Hold, limits: Sequence[Limit], quarter: int) -> list[Warned]:
+    def reserve(self, journal_id: str, hold: Hold, limits: Limits, quarter: int) -> list[Warned]:
         """Hold a ceiling if every hard limit would still hold with it. Gives the warn limits it crosses.
 
-        Raises BudgetError for the first hard limit that would not, or cannot be told to. A limit that fits
-        with all that is live, whoever that is for, is not looked at any closer.
+        Raises BudgetError for the first hard limit that would not, or cannot be told to. Limits that fit with
+        all that is live, whoever that is for, are not looked at any closer.
         """
         self._refresh()
         at_most_micro, unsummed = self._row(_AT_MOST)
         asked_usd = hold.asked_usd
         asked = 0 if asked_usd is None else pico(asked_usd)
+        warned: list[Warned] = []
         at_most = at_most_micro * _PICO_PER_MICRO + asked
-        live: _Live | None = None
-        warned = []
-        for limit in limits:
-            stored = self._stored(limit.scope, limit.scope_id, limit.window)
-            limit_pico = _cached_pico(limit.limit_usd)
-            fits = stored[0] + stored[1] + at_most <= limit_pico
-            if not fits:
-                live = self._db.execute(_LIVE).fetchall() if live is None else live
-                counted = self._counted(limit.scope, limit.scope_id, limit.window, live)
-                fits = sum(counted) + asked <= limit_pico
-            if limit.mode == "warn":
-                if self._crosses(limit, hold, fits):
-                    warned.append(Warned(limit, self.balance(limit.scope, limit.scope_id, limit.window)))
-            elif asked_usd is None or not fits:
-                check(limit, self.balance(limit.scope, limit.scope_id, limit.window), hold)
+        if limits.own:
+            own_most = at_most + sum(self._of_request(hold.request_id))
+            least = min(_cached_pico(limit.limit_usd) for limit in limits.own)
+            if asked_usd is None or self._crossed or own_most > least:
+                self._check(limits.own, hold, asked, warned)
+        if asked_usd is None or self._crossed or at_most > self._room_under(limits.shared):
+            self._check(limits.shared, hold, asked, warned)
         if asked_usd is not None:
             self._db.execute(
                 "insert into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')",
@@ -334,12 +328,35 @@ class Accounts:
             self.sum_up()
         return warned
 
+    def _room_under(self, shared: tuple[Limit, ...]) -> int:
+        """What may be live at most for all of these limits to hold, whoever it is for; in pico."""
+        room = self._room.get(id(shared))
+        if room is None or room[0] is not shared:
+            left = (
+                _cached_pico(limit.limit_usd) - sum(self._stored(limit.scope, limit.scope_id, limit.window))
+                for limit in shared
+            )
+            room = self._room[id(shared)] = (shared, min(left, default=_EVER[1]))
+        return room[1]
+
+    def _check(self, limits: Sequence[Limit], hold: Hold, asked: int, warned: list[Warned]) -> None:
+        live = self._db.execute(_LIVE).fetchall()
+        for limit in limits:
+            counted = self._counted(limit.scope, limit.scope_id, limit.window, live)
+            fits = sum(counted) + asked <= _cached_pico(limit.limit_usd)
+            if limit.mode == "warn":
+                if self._crosses(limit, hold, fits):
+                    warned.append(Warned(limit, counted.in_dollars()))
+            elif hold.asked_usd is None or not fits:
+                check(limit, counted.in_dollars(), hold)
+
     def _refresh(self) -> None:
         """Forget what was read of the sums, where anybody has changed them since."""
         revision = self._db.execute("select value from meta where key = 'sums'").get
         if revision != self._sums_revision:
             self._sums_revision = revision
             self._sums.clear()
+            self._room.clear()
             self._crossed = set(
                 self._db.execute("select scope, scope_id, limit_pico from crossed").fetchall()
             )

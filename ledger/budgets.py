@@ -8,7 +8,7 @@ where an attempt does cost more, `ceiling_broken` is recorded beside its outcome
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import ROUND_CEILING, Decimal
 from typing import Literal, NamedTuple
 from unicodedata import normalize
@@ -61,6 +61,13 @@ class Limit(NamedTuple):
     mode: BudgetMode = "hard"
     tz: str | None = None
     window: Window | None = None
+
+
+class Limits(NamedTuple):
+    """What an attempt must keep to: its request's own, and those it shares, the same object for all alike."""
+
+    own: Sequence[Limit] = ()
+    shared: tuple[Limit, ...] = ()
 
 
 class Budget(NamedTuple):
@@ -140,7 +147,7 @@ class Budgets:
         self._by_account: dict[tuple[str, str | None], list[Budget]] = {}
         for budget in self.all:
             self._by_account.setdefault((budget.scope, budget.scope_id), []).append(budget)
-        self._limits: dict[tuple[str | None, str, str, str, int], list[Limit]] = {}  # of attempts alike
+        self._limits: dict[tuple[str | None, str, str, str, int], tuple[Limit, ...]] = {}  # of attempts alike
 
     def __bool__(self) -> bool:
         return bool(self.all)
@@ -162,7 +169,7 @@ class Budgets:
         """Whether a hard budget holds for an attempt."""
         return any(budget.mode == "hard" for budget, _ in self.on(**of))
 
-    def limits_on(self, hold: Hold, quarter: int) -> list[Limit]:
+    def limits_on(self, hold: Hold, quarter: int) -> Limits:
         """What an attempt that starts in that quarter of an hour must keep to."""
         alike = (hold.session_id, hold.task, hold.tier, hold.model, quarter)
         limits = self._limits.get(alike)
@@ -171,13 +178,13 @@ class Budgets:
                 self._limits.clear()
             of = dict(zip(("session", "task", "tier", "model"), alike[:4], strict=True))
             found = self.on(request=None, **of)
-            limits = self._limits[alike] = [_limit(*each, quarter) for each in found]
+            limits = self._limits[alike] = tuple(_limit(*each, quarter) for each in found)
         of_request = [
             _limit(budget, hold.request_id, quarter)
             for key in (("request", None), ("request", hold.request_id))
             for budget in self._by_account.get(key, ())
         ]
-        return [*of_request, *limits] if of_request else limits
+        return Limits(of_request, limits)
 
 
 def _limit(budget: Budget, scope_id: str, quarter: int) -> Limit:

@@ -37,7 +37,7 @@ from pydantic import BaseModel
 
 from ledger import price_books
 from ledger.budgeting import apply_living, budgets_of, keep_to_file, lift_budget, set_budget
-from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Warned
+from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Limits, Warned
 from ledger.circuit_board import CircuitBoard
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.events import (
@@ -289,9 +289,8 @@ class Ledger:
 
         def held(state: State) -> Held:
             self._budgets = state.budgets()
-            in_force = self._budgets.limits_on(hold, quarter)
-            all_of_them = [*limits, *in_force] if limits else in_force
-            return Held(quarter, state.reserve(journal.id, hold, all_of_them, quarter))
+            own, shared = self._budgets.limits_on(hold, quarter)
+            return Held(quarter, state.reserve(journal.id, hold, Limits([*limits, *own], shared), quarter))
 
         return self._transact(self._own_journals(), held)
 

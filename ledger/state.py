@@ -23,7 +23,7 @@ import apsw
 
 from ledger import circuit_table
 from ledger.accounts import CLEARED_TO_REBUILD, TABLES, Accounts
-from ledger.budgets import Balance, Budget, Budgets, Hold, Limit, Warned
+from ledger.budgets import Balance, Budget, Budgets, Hold, Limits, Warned
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.files import open_private
 from ledger.fold import FOLDED, fold
@@ -208,7 +208,7 @@ class State:
         """When a budget was last set or lifted, as a text that sorts; None: never."""
         return self._accounts.budget_set_at(budget)
 
-    def reserve(self, journal_id: str, hold: Hold, limits: Sequence[Limit], quarter: int) -> list[Warned]:
+    def reserve(self, journal_id: str, hold: Hold, limits: Limits, quarter: int) -> list[Warned]:
         """Hold a ceiling if every hard limit would still hold with it. In a transaction.
 
         Gives the warn limits it crosses. Raises BudgetError for the first hard limit that would not hold.
