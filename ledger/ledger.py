@@ -66,6 +66,7 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger("ledger")
 
+_OUTCOME_WAITS_S = 0.25  # to tell state.db, where budgets wait for the rest of its ceiling
 ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
 SEAL_AT_BYTES = 32_000_000  # about 50,000 events
@@ -296,7 +297,7 @@ class Ledger:
 
     def catch_up(self, journal: Journal) -> None:
         """Tell state.db what a journal has written, without waiting long for others."""
-        self._apply_quietly(journal, patient=False)
+        self._apply_quietly(journal, wait_s=_OUTCOME_WAITS_S)
 
     def read_state(self, ask: Callable[[State], _T]) -> _T:
         """What state.db says once it knows all that this process has written."""
@@ -454,7 +455,7 @@ class Ledger:
             journal.apply_at_seq = (
                 journal.seq + APPLY_AT_EVENTS
             )  # where it fails too: an append waits for nobody
-            self._apply_quietly(journal, patient=False)
+            self._apply_quietly(journal, wait_s=0)
         today = occurred_at.date()
         if journal.seq >= ROTATE_AT_EVENTS or today != self._today:
             with self._lock:
@@ -525,15 +526,18 @@ class Ledger:
             self._state_lock.release()
 
     def _transact(
-        self, journals: Sequence[Journal], do: Callable[[State], _T], *, patient: bool = True
+        self, journals: Sequence[Journal], do: Callable[[State], _T], *, wait_s: float | None = None
     ) -> _T:
-        """Do something in a transaction of state.db that begins with what these journals have written."""
-        if not self._state_lock.acquire(blocking=patient):
+        """Do something in a transaction of state.db that begins with what these journals have written.
+
+        wait_s: for threads and processes that are at it; None: as long as it takes, up to a bound.
+        """
+        if not self._state_lock.acquire(timeout=-1 if wait_s is None else wait_s):
             raise LedgerBusy(f"another thread is at {self.path}/state.db; try again")
         try:
             state = self._open_state = self._open_state or State(self.path / "state.db")
             try:
-                state.begin(patient=patient)
+                state.begin(wait_s=wait_s)
                 applied = [(journal, _apply(state, journal)) for journal in journals]
                 result = do(state)
                 state.commit()
@@ -586,12 +590,12 @@ class Ledger:
         finally:
             self.request_ended(journal)
 
-    def _apply_quietly(self, journal: Journal, *, patient: bool = True) -> None:
+    def _apply_quietly(self, journal: Journal, *, wait_s: float | None = None) -> None:
         """state.db is derived: nothing that fails in it may fail a request that is on the books."""
         try:
-            self._transact([journal], _nothing, patient=patient)
+            self._transact([journal], _nothing, wait_s=wait_s)
         except Exception as error:
-            unremarkable = isinstance(error, LedgerBusy) and not patient
+            unremarkable = isinstance(error, LedgerBusy) and wait_s is not None
             level = logging.DEBUG if unremarkable else logging.WARNING
             _log.log(level, "state.db lags behind journal %s: %s", journal.id, error)
 

@@ -146,17 +146,18 @@ class State:
         A Ctrl-C may come between any two steps: whatever is open is undone, here or before the next.
         """
         try:
-            self.begin(patient=patient)
+            self.begin(wait_s=None if patient else 0)
             yield
             self.commit()
         except BaseException:
             self.undo()
             raise
 
-    def begin(self, *, patient: bool = True) -> None:
+    def begin(self, *, wait_s: float | None = None) -> None:
         """Begin a transaction, as `transaction` does, to be ended by `commit` or `undo`."""
         self.undo()
-        self._polls_at_most = _BUSY_POLLS if patient else _HASTY_POLLS
+        polls = _BUSY_POLLS if wait_s is None else int(wait_s * 1000)
+        self._polls_at_most = max(polls, _HASTY_POLLS)
         self._db.execute("begin immediate")
 
     def commit(self) -> None:

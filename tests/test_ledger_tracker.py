@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from played import History
@@ -198,3 +199,47 @@ def test_duckdb_is_loaded_when_something_is_read(history: History) -> None:
     )
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code, str(history.path)], cwd=root, check=True)
+
+
+def test_a_sessions_cost_is_known_without_the_events_where_state_db_knows_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from events_by_hand import answered_request, failed, received, started
+
+    from ledger import CostTracker, Ledger
+
+    with (
+        Ledger.open(tmp_path / "ledger", "process-crash", auto_seal=False) as ledger,
+        CostTracker(ledger) as tracker,
+    ):
+        asked: list[str] = []
+        of_events = CostTracker._tiers
+
+        def counted(self: CostTracker, session_id: str | None) -> Any:
+            asked.append("the events")
+            return of_events(self, session_id)
+
+        monkeypatch.setattr(CostTracker, "_tiers", counted)
+
+        def cost_of(session_id: str) -> Decimal:
+            cost = tracker.get_session_cost(session_id)
+            with ledger.connect(session_id) as connection:
+                ((shown,),) = connection.execute("select coalesce(sum(cost_usd), 0) from sessions").fetchall()
+            assert cost == shown
+            return cost
+
+        assert cost_of("s-1") == 0
+        for number in range(40):
+            answered_request(ledger, f"r-{number}", billed_cost_usd=Decimal("0.000000000001"))
+            assert cost_of("s-1") == Decimal(number + 1).scaleb(-12)
+        assert asked == []
+        with Ledger.open(ledger.path, "process-crash", auto_seal=False) as another:
+            answered_request(another, "r-x", billed_cost_usd=Decimal("0.5"))
+            assert cost_of("s-1") == Decimal("0.500000000040")
+            assert asked.pop() == "the events"  # state.db was not told by another, which still lives
+        assert cost_of("s-1") == Decimal("0.500000000040")
+        assert asked == []
+        log = ledger.begin(received("r-y"), started("r-y"))
+        log.append(failed(log, "r-y", billing="unknown", billing_rule="no_answer"))
+        assert cost_of("s-1") == Decimal("0.500000000040")
+        assert asked.pop() == "the events"  # which know what may be lacking

@@ -18,6 +18,7 @@ from tenacity.wait import wait_none
 
 import router as public
 from ledger import CostTracker, Ledger
+from ledger.budgets import Budget
 from ledger.errors import LedgerError
 from ledger.prices import PriceBook
 from router import (
@@ -741,3 +742,50 @@ def test_the_public_face_is_what_is_listed() -> None:
     assert len(set(public.__all__)) == len(public.__all__)
     for exported in set(public.__all__) - {"TASK_MODEL_MAP"}:
         assert getattr(public, exported).__name__ == exported
+
+
+# budgets in force
+
+
+def test_a_budget_in_force_refuses_before_anything_is_sent_and_is_on_the_books(
+    sim: Simulator, router: LLMRouter, ledger: Ledger
+) -> None:
+    ledger.set_budget(Budget("session", "s-1", Decimal("0.0001")))
+    with pytest.raises(BudgetExceeded, match="budget of session s-1 exceeded"):
+        router.route("analyze_page", ASK, session_id="s-1")
+    assert sim.log == []
+    router.route("analyze_page", ASK, session_id="s-2")
+
+    denied = events(ledger)[2]
+    assert (denied["event_type"], denied["scope"], denied["scope_id"]) == ("request_denied", "session", "s-1")
+    assert Decimal(denied["asked_usd"]) > Decimal("0.0001")
+
+
+def test_a_fallback_reserves_anew_and_only_its_own_tiers_budget_holds_for_it(
+    sim: Simulator, router: LLMRouter, ledger: Ledger
+) -> None:
+    ledger.set_budget(Budget("tier", "FAST", Decimal(1)))
+    sim.script(REASONING, insufficient_credits())
+    router.route_with_fallback("analyze_page", ASK)
+    first, second = (served.request_body for served in sim.log)
+    assert "provider" not in first
+    assert second["provider"]["max_price"] == {"prompt": 0.06, "completion": 0.24}
+
+    ledger.set_budget(Budget("tier", "FAST", Decimal(0)))
+    sim.script(REASONING, insufficient_credits())
+    with pytest.raises(BudgetExceeded, match="budget of tier FAST exceeded"):
+        router.route_with_fallback("analyze_page", ASK)
+    assert events(ledger)[-1]["attempt_number"] == 1
+
+
+def test_a_standing_hard_budget_needs_a_price_and_a_warn_budget_does_not(
+    make_router: Callable[..., LLMRouter], sim: Simulator, ledger: Ledger
+) -> None:
+    router = make_router(catalog={"REASONING": ("somebody/new-model", "openrouter")})
+    ledger.set_budget(Budget("all", None, Decimal(0), "warn"))
+    router.route("analyze_page", ASK)
+    assert types(ledger)[-1] == "request_completed"
+    ledger.set_budget(Budget("day", None, Decimal(5)))
+    with pytest.raises(UnpricedModel, match=r"the budget of day .* cannot hold: somebody/new-model has"):
+        router.route("analyze_page", ASK)
+    assert events(ledger)[-1]["reason"] == "unpriced_model"
