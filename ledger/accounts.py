@@ -106,7 +106,7 @@ _LIVE = (
 )
 _AT_MOST = (  # no less than all that is live, in micro
     "select coalesce((select sum(ceiling_pico / 1000000 + 1) from holds where ceiling_pico is not null), 0)"
-    " + coalesce(sum(max(spent_pico, 0) / 1000000 + 1), 0), count(*) from unsummed"
+    " + coalesce(sum(max(spent_pico, 0) / 1000000 + 1), 0) from unsummed"
 )
 _Live = Sequence[tuple[Any, ...]]
 _Account = tuple[str, str, int, int]
@@ -155,6 +155,8 @@ class Accounts:
         ]
         if len(rows) <= _FEW and all(abs(row[5]) < _INTEGER for row in rows):
             self._run("insert into unsummed values (null, ?, ?, ?, ?, ?, ?, ?)", rows)
+            if rows and self._db.last_insert_rowid() > _SUMMED_AT_ONCE:  # ids begin at 1 in an empty table
+                self.sum_up()
         else:
             self._sum(rows)
         self._run(
@@ -307,7 +309,7 @@ class Accounts:
         all that is live, whoever that is for, are not looked at any closer.
         """
         self._refresh()
-        at_most_micro, unsummed = self._row(_AT_MOST)
+        (at_most_micro,) = self._row(_AT_MOST)
         asked_usd = hold.asked_usd
         asked = 0 if asked_usd is None else pico(asked_usd)
         warned: list[Warned] = []
@@ -324,8 +326,6 @@ class Accounts:
                 "insert into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')",
                 (hold.attempt_id, journal_id, *hold[1:6], asked, quarter),
             )
-        if unsummed > _SUMMED_AT_ONCE:
-            self.sum_up()
         return warned
 
     def _room_under(self, shared: tuple[Limit, ...]) -> int:

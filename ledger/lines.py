@@ -187,8 +187,11 @@ def part_paths(folder: Path, journal_id: str) -> list[Path]:
 
 def journal_ids(folder: Path) -> list[str]:
     """The journals in a folder, oldest first; the empty one that is always there is none."""
-    names = (path.name.removesuffix(".jsonl") for path in folder.glob("*.jsonl"))
-    return sorted(name for name in names if "." not in name and name != "empty")
+    try:
+        found = [name[: -len(".jsonl")] for name in os.listdir(folder) if name.endswith(".jsonl")]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in found if "." not in name and name != "empty")
 
 
 def last_seq(folder: Path, journal_id: str) -> int:
