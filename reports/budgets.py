@@ -221,15 +221,15 @@ def _gone_at(
 ) -> datetime | None:
     """When it is used up if all goes on as since its first attempt; None: not before it begins anew."""
     since, spent = row["spent_since"] or now, row["spent_usd"]
-    elapsed_s = int((now - max(since, begins or since)).total_seconds())
+    elapsed_us = (now - max(since, begins or since)) // timedelta(microseconds=1)
     if row["left_usd"] <= 0:
         return now
-    if spent <= 0 or elapsed_s <= 0:
+    if spent <= 0 or elapsed_us <= 0:
         return None
-    left_s = MONEY.divide(MONEY.multiply(row["left_usd"], Decimal(elapsed_s)), spent)
-    if left_s > 10**9:
+    left_us = MONEY.divide(MONEY.multiply(row["left_usd"], Decimal(elapsed_us)), spent)
+    if left_us > 10**15:  # in thirty years
         return None
-    gone = now + timedelta(seconds=int(left_s))
+    gone = now + timedelta(microseconds=int(left_us))
     return gone if ends is None or gone < ends else None
 
 
