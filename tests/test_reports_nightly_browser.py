@@ -40,7 +40,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     month = month_of_crawls(folder / "month", days=9, requests_a_day=20)
     hostile = hostile_history(folder / "hostile")
     hostile.play("at=2026-11-20T10:00:00\n    FAST  ok  in=10 out=10")
-    hostile.record(BudgetSet(scope="session", scope_id=HOSTILE[0], mode="hard", limit_usd="0.001"))
+    limits = [BudgetSet(scope="session", scope_id=name, limit_usd="0.001") for name in HOSTILE]
+    hostile.record(*limits)
     damaged(hostile, b"", date(2026, 11, 20))
     made = {
         "month": nightly(month.path, LAST_DAY, folder / "out" / "month").files[-1],
@@ -140,5 +141,6 @@ def test_hostile_names_are_text(show: Any) -> None:
     for name in HOSTILE:
         seen = name.replace("\u202e", "\\u202e")
         assert (seen if len(seen) <= 120 else seen[:119] + "…") in text, name
+    assert "\u202e" not in text
     pictures = tab.evaluate("[...document.querySelectorAll('.chart text')].map(each => each.textContent)")
     assert HOSTILE[0] in pictures
