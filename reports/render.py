@@ -21,6 +21,7 @@ UNKNOWN = "-"
 
 Kind = Literal["text", "count", "usd", "moment", "minute", "raw", "number", "share", "bar", "ms", "rate"]
 _RIGHT: tuple[Kind, ...] = ("count", "usd", "number", "share", "bar", "ms", "rate")
+_FORMULA = tuple("=+-@＝＋－＠")  # how what a spreadsheet runs begins, wide forms included
 _SHOWN_PLACES = Decimal("0.000001")
 
 
@@ -174,7 +175,7 @@ def _csv_cell(value: Any) -> str:
     if not isinstance(value, str):
         return plain(value)
     text = harmless(value)
-    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
 
 
 def as_markdown(document: Document) -> str:
@@ -189,7 +190,8 @@ def as_markdown(document: Document) -> str:
             lines += [f"## {_markdown_text(table.title)}", ""]
         alignment = "".join("r" if column.is_right else "l" for column in columns)
         lines += _markdown_table([column.title for column in columns], alignment, table.shown_rows())
-    return "\n".join(lines + ([document.note] if document.note else [])).rstrip() + "\n"
+    note = [_markdown_text(document.note)] if document.note else []
+    return "\n".join(lines + note).rstrip() + "\n"
 
 
 def _markdown_table(titles: list[str], alignment: str, rows: Iterable[Sequence[str]]) -> list[str]:
@@ -199,20 +201,24 @@ def _markdown_table(titles: list[str], alignment: str, rows: Iterable[Sequence[s
 
 
 def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\`*|<>\[\]])", r"\\\1", harmless(text))
+    """Text that is nothing but text: no markup, no HTML, no link, not even one that is made of an address."""
+    escaped = re.sub(r"([\\`*|<>\[\]~&]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", harmless(text))
+    return re.sub(r"(?i)(\bwww)\.|(?<=\w):(?=//)", lambda found: f"{found[1] or ''}\\{found[0][-1]}", escaped)
 
 
 def as_text(document: Document) -> str:
     """The report as plain text: aligned columns, no colour, nothing cut."""
     blocks = [harmless(document.title)] if document.title else []
     if document.facts:
-        blocks.append(_aligned([[fact.label, fact.value, fact.note] for fact in document.facts], "lrl", "  "))
+        facts = [[harmless(part) for part in fact] for fact in document.facts]
+        blocks.append(_aligned(facts, "lrl", "  "))
     for table in document.tables:
         columns = table.shown_columns()
         alignment = "".join("r" if column.is_right else "l" for column in columns)
-        lines = _aligned([[column.title for column in columns], *table.shown_rows()], alignment, "  ")
-        blocks.append(f"{table.title}\n{lines}" if table.title else lines)
-    return "\n\n".join(blocks + ([document.note] if document.note else [])) + "\n"
+        titles = [harmless(column.title) for column in columns]
+        lines = _aligned([titles, *table.shown_rows()], alignment, "  ")
+        blocks.append(f"{harmless(table.title)}\n{lines}" if table.title else lines)
+    return "\n\n".join(blocks + ([harmless(document.note)] if document.note else [])) + "\n"
 
 
 def _aligned(rows: Sequence[Sequence[str]], alignment: str, indent: str) -> str:

@@ -59,8 +59,8 @@ def draw(document: Document, out: TextIO) -> None:
     if document.facts:
         facts = RichTable.grid(padding=(0, 2))
         for fact in document.facts:
-            value = Text(fact.value, justify="right")
-            facts.add_row(Text(fact.label, style="dim"), value, Text(fact.note, style="dim"))
+            label, value, note = map(harmless, fact)
+            facts.add_row(Text(label, style="dim"), Text(value, justify="right"), Text(note, style="dim"))
         console.print(facts)
     console.print()
     for table in document.tables:

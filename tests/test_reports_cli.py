@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -15,9 +18,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
+import polars as pl
 import pytest
 from played import History
 
+from ledger.reader import VIEWS, session_ids
 from reports import adhoc, cli
 from reports.cli import main
 
@@ -160,6 +165,22 @@ def _read(descriptor: int) -> bytes:
         (["report", "--last", "7"], "--last '7' is no span of time"),
         (["report", "--last", "7d", "--since", "2026-02-01"], "--last goes without --since"),
         (["sessions", "--limit", "-1"], "--limit '-1' is no number"),
+        (["sql"], "give one SELECT, or the file that holds it with --file"),
+        (["sql", "select 1", "--file", "x.sql"], "give one SELECT, or the file that holds it with --file"),
+        (["sql", "--file", "/nowhere.sql"], "--file /nowhere.sql cannot be read: No such file or directory"),
+        (["sql", "--file", "/bin/true"], "--file /bin/true is not text in UTF-8"),
+        (["sql", "select 1", "-p", "x"], "-p 'x' names no value; expected name=text, or name:=12.5"),
+        (["sql", "select 1", "-p", "x:=1e5"], "-p x:=1e5 is no number"),
+        (["sql", "select $x", "-p", "x=1", "-p", "x=2"], "-p x is given more than once"),
+        (["sql", "select $x"], "this SQL cannot be run: Values were not provided"),
+        (["sql", "select 1", "-p", "x=1"], "this SQL cannot be run: "),
+        (["sql", "select 1", "--timeout", "soon"], "--timeout 'soon' is no number"),
+        (["sql", "select 1", "--memory", "lots"], "--memory 'lots' is no amount of memory"),
+        (["sql", "select 1", "--memory", "0GB"], "--memory '0GB' is no amount of memory"),
+        (["sql", "select interval 1 day as d", "--format", "parquet"], "this cannot be written as Parquet"),
+        (["sql", "select 1", "--format", "parket"], "--format knows no 'parket'; did you mean parquet?"),
+        (["report", "--by", "tier,modl"], "--by knows no 'modl'; did you mean model?"),
+        (["performance", "--by", "cost"], "--by knows no 'cost'"),
         (["sessions", "--limit", "x"], "--limit 'x' is no number"),
         (
             ["sql", "copy (select 1) to '/tmp/x'"],
@@ -342,7 +363,11 @@ def test_sessions_are_listed_latest_first(ledger: str, capsys: pytest.CaptureFix
     assert found[1]["fallbacks"] == 1
 
     assert main(["sessions", "--ledger", ledger, "--limit", "1"]) == 0
-    assert capsys.readouterr().out.endswith("and 1 earlier; --limit 0 shows all\n")
+    *_, total, _, note = capsys.readouterr().out.splitlines()
+    assert total.split() == ["Total", "of", "all", "2", "2", "0", "1,500", "290", "$0.000237"]
+    assert note == "and 1 earlier; --limit 0 shows all"
+    assert main(["sessions", "--ledger", ledger]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["Total", "2"]
     assert main(["sessions", "--ledger", ledger, "--until", "2026-11-23", "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("crawl_1,")
 
@@ -370,6 +395,147 @@ def test_sql_without_rows_and_with_repeated_names(ledger: str, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out) == [{"a": 1, "a_2": 2}]
 
 
+def test_sql_takes_texts_and_numbers_by_name(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "select typeof($text) as text, typeof($number) as number, $text || '' as value, $number + 1 as next"
+    given = ["-p", "text=12", "--param", "number:=12.5"]
+    assert main(["sql", "--ledger", ledger, "--format", "json", sql, *given]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+
+    assert row["text"] == "VARCHAR"
+    assert row["number"].startswith("DECIMAL")
+    assert (row["value"], Decimal(row["next"])) == ("12", Decimal("13.5"))
+
+
+def test_no_value_is_ever_taken_for_sql(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "select count(*) as n from attempts where session_id = $session"
+    assert main(["sql", "--ledger", ledger, "--format", "csv", sql, "-p", "session=' or true --"]) == 0
+    assert capsys.readouterr().out == "n\n0\n"
+
+
+def test_sql_from_a_file_and_from_standard_input(ledger: str, tmp_path: Path) -> None:
+    (tmp_path / "ask.sql").write_text("-- how many\nselect count(*) as n from attempts;\n")
+    read = run("sql", "--ledger", ledger, "--file", str(tmp_path / "ask.sql"), "--format", "csv")
+    piped = subprocess.run(
+        [*COMMAND, "sql", "--ledger", ledger, "--file", "-", "--format", "csv"],
+        input="select 2 as n", env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert (read.stdout, piped.stdout) == ("n\n3\n", "n\n2\n")
+
+
+def test_sql_as_parquet_keeps_types_and_is_not_for_a_terminal(
+    ledger: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "attempts.parquet"
+    command = [
+        *COMMAND,
+        "sql",
+        "--ledger",
+        ledger,
+        "--format",
+        "parquet",
+        "select *, 1 as x, 2 as x from attempts",
+    ]
+    with file.open("wb") as out:
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, check=True)
+    frame = pl.read_parquet(file)
+    assert frame.schema["cost_usd"] == pl.Decimal(38, 12)
+    assert frame.schema["started_at"] == pl.Datetime("us", "UTC")
+    assert frame.columns[-2:] == ["x", "x_2"]
+    assert frame["cost_usd"].sum() == Decimal("0.000237")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdout", Terminal())
+    assert main(["sql", "--ledger", ledger, "--format", "parquet", "select 1"]) == 2
+    assert "is not for a terminal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["select count(*) from range(1000000000000)", "--timeout", "1"],
+            "this SQL was still running after 1 s",
+        ),
+        (
+            ["select repeat('x', 1000) as x from range(100000)", "--memory", "20MB"],
+            "this SQL needs more than 20MB",
+        ),
+        (
+            ["select list(range) as x from range(50000000)", "--memory", "20MB", "--format", "parquet"],
+            "this SQL needs more than 20MB of memory",
+        ),
+    ],
+)
+def test_sql_keeps_to_its_limits(
+    arguments: list[str], message: str, ledger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, line = failed(capsys, "sql", "--ledger", ledger, *arguments)
+    assert status == 2
+    assert line.startswith(message)
+
+
+def test_schema_shows_the_views_and_the_columns_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:13]] == list(VIEWS)
+
+    assert main(["schema", "sessions"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["cost_usd", "DECIMAL(38,12)", "USD"] in [words[:3] for words in shown]
+    assert ["input_tokens", "BIGINT", "tokens"] in [words[:3] for words in shown]
+
+    assert main(["schema", "attempts", "--format", "json"]) == 0
+    attempts = json.loads(capsys.readouterr().out)
+    assert (attempts["view"], attempts["grain"]) == ("attempts", "attempt_id")
+    latency = next(column for column in attempts["columns"] if column["column"] == "latency_ms")
+    assert (latency["type"], latency["unit"]) == ("DOUBLE", "ms")
+
+    assert main(["schema", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {row["view"] for row in rows} == set(VIEWS)
+
+
+def completed(words: str, **environ: str) -> list[str]:
+    """What bash is told when tab is pressed after the words."""
+    asked = {"_BUGHIVE_COSTS_COMPLETE": "complete_bash", "COMP_WORDS": f"bughive-costs {words}"}
+    return run(COMP_CWORD=str(len(words.split(" "))), **asked, **environ).stdout.split()
+
+
+def test_a_shell_completes_commands_keys_views_and_sessions(ledger: str, tmp_path: Path) -> None:
+    assert completed("per") == ["performance"]
+    assert completed("report --by tier,m") == ["tier,model"]
+    assert completed("schema sess") == ["sessions"]
+    assert completed(f"report --ledger {ledger} --session crawl_") == ["crawl_1", "crawl_2"]
+    assert completed("report --session crawl_", BUGHIVE_LEDGER=ledger) == ["crawl_1", "crawl_2"]
+    assert completed("report --session crawl_", BUGHIVE_LEDGER=str(tmp_path / "none")) == []
+
+
+def test_sealed_sessions_are_completed_too(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    history.play(HISTORY)
+    history.ledger.seal()
+    history.play("session=crawl_3\n    FAST ok in=1 out=1")
+    assert session_ids(history.path, "crawl_", 50) == ["crawl_1", "crawl_2", "crawl_3"]
+    assert session_ids(history.path, "crawl_", 2) == ["crawl_1", "crawl_2"]
+    assert session_ids(history.path, "x", 50) == []
+    history.close()
+
+
+def test_the_shell_that_asks_is_shown_its_script() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join([*COMMAND, '--show-completion'])}; true"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "complete -o default -F _bughive_costs_completion bughive-costs" in done.stdout
+
+
 def test_seal_says_what_it_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     history = History(tmp_path / "ledger")
     history.play(HISTORY)
@@ -384,8 +550,32 @@ def test_seal_says_what_it_moved(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
-    for command in ("report", "sessions", "performance", "sql", "seal", "demo"):
+    for command in ("report", "sessions", "performance", "sql", "schema", "seal", "demo"):
         assert f"\n  {command} " in shown
+    assert "..." not in shown.partition("Commands:")[2]  # every summary stands in full
+
+
+@pytest.mark.parametrize("command", ["report", "sessions", "performance", "sql", "schema"])
+def test_the_help_of_a_command_has_examples_that_work(
+    command: str,
+    ledger: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main([command, "--help"]) == 0
+    examples = re.findall(r"^    bughive-costs (.*)$", capsys.readouterr().out, re.MULTILINE)
+
+    assert len(examples) >= 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BUGHIVE_LEDGER", ledger)
+    (tmp_path / "report.sql").write_text("select * from attempts where session_id = $session limit $most")
+    for example in examples:
+        words = shlex.split(example.partition(" >")[0].replace("crawl_session_123", "crawl_1"))
+        with (tmp_path / "out").open("w") as out:
+            monkeypatch.setattr("sys.stdout", out)
+            assert main(words) == 0, example
+        assert (tmp_path / "out").stat().st_size
 
 
 def test_a_report_loads_nothing_it_does_not_need(ledger: str) -> None:

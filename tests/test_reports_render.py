@@ -27,6 +27,7 @@ from reports.render import (
     shown,
     write,
 )
+from reports.terminal import bar, draw
 
 COLUMNS = (
     Column("name", "Name", "text"),
@@ -211,6 +212,93 @@ def test_a_pipe_in_a_name_ends_no_cell_of_markdown() -> None:
     document, _ = named("a|b<script>`x`[y](z)")
 
     assert as_markdown(document).splitlines()[-1].startswith(r"| a\|b\<script\>\`x\`\[y\](z) |")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("analyze_page", "analyze_page"),
+        ("_x_", r"\_x\_"),
+        ("a ~~b~~", r"a \~\~b\~\~"),
+        ("http://evil/x", r"http\://evil/x"),
+        ("WWW.evil.com", r"WWW\.evil.com"),
+        ("&lt;b&gt;", r"\&lt;b\&gt;"),
+    ],
+)
+def test_markdown_shows_a_name_and_makes_nothing_of_it(name: str, expected: str) -> None:
+    document, _ = named(name)
+
+    assert as_markdown(document).splitlines()[-1].startswith(f"| {expected} |")
+
+
+def drawn(table: Table, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a terminal of that width shows, without colours; no line is wider."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    draw(Document("", [], [table]), terminal)
+    lines = [line.rstrip() for line in terminal.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width
+    return lines
+
+
+SHARES = (Column("name", "Name", "text"), Column("share", "Share of all", "bar", drawn=True))
+PARTS = [{"name": "FAST", "share": 0.5}, {"name": "CODING", "share": 0.001}, {"name": "none", "share": None}]
+
+
+def test_a_share_is_a_number_and_a_bar_that_grows_with_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("", SHARES, PARTS, {"name": "Total", "share": ""})
+    wide, narrow = (drawn(table, width, monkeypatch) for width in (60, 25))
+
+    assert next(line for line in wide if "FAST" in line).split() == ["FAST", "50.0%", "█" * 12]
+    assert next(line for line in wide if "CODING" in line).split() == ["CODING", "0.1%", "▏"]
+    assert next(line for line in narrow if "FAST" in line).split() == ["FAST", "50.0%", "████▌"]
+    assert [line.split() for line in (wide[-4], wide[-2])] == [["none", "-"], ["Total"]]
+
+
+def test_where_a_number_and_a_bar_have_no_room_the_bar_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = drawn(Table("", SHARES, PARTS), 17, monkeypatch)
+    assert next(line for line in lines if "FAST" in line).split() == ["FAST", "██▌"]
+
+
+def test_bars_are_drawn_in_ascii_where_a_terminal_knows_no_more() -> None:
+    assert bar(0.5, 8) == "████"
+    assert bar(0.55, 8) == "████▍"
+    assert bar(0.5, 8, is_fancy=False) == "####"
+    assert (bar(2.0, 4), bar(-1.0, 4), bar(0.0, 4)) == ("████", "", "")
+
+
+def test_shares_are_for_people_and_stand_in_a_pipe_as_numbers() -> None:
+    table = Table("", SHARES, PARTS)
+
+    assert as_csv(table) == "name\nFAST\nCODING\nnone\n"
+    assert [line.split()[1] for line in as_text(Document("", [], [table])).splitlines()[1:]] == [
+        "50.0%",
+        "0.1%",
+        "-",
+    ]
+
+
+def test_a_table_too_wide_is_broken_into_even_parts_that_each_name_their_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = [Column(f"count_{number}", f"Count {number}", "count") for number in range(6)]
+    row = {"name": "FAST", **{column.name: 123_456_789 for column in counts}}
+    table = Table("By name", [COLUMNS[0], *counts], [row])
+    whole, broken = (drawn(table, width, monkeypatch) for width in (100, 50))
+
+    assert [line.count("123,456,789") for line in whole if line.startswith("FAST")] == [6]
+    assert [line.count("123,456,789") for line in broken if line.startswith("FAST")] == [3, 3]
+    assert broken.count("By name") == 1
+
+
+def test_what_can_go_does_where_that_makes_room_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [Column(f"count_{number}", f"Count {number}", "count", can_go=number % 2) for number in range(4)]
+    row = {"name": "FAST", **{column.name: 123_456_789 for column in counts}}
+    table = Table("", [COLUMNS[0], *counts], [row])
+
+    assert [line.count("123") for line in drawn(table, 40, monkeypatch) if "FAST" in line] == [2]
+    assert [line.count("123") for line in drawn(table, 25, monkeypatch) if "FAST" in line] == [1, 1, 1, 1]
 
 
 def test_wide_characters_keep_columns_aligned() -> None:

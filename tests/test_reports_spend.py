@@ -19,7 +19,7 @@ from played import History
 from ledger.errors import NoSuchSession
 from reports.keys import KEYS
 from reports.options import Period, UsageError, period
-from reports.render import write
+from reports.render import FORMATS, write
 from reports.spend import spend_report
 
 CRAWL = """
@@ -268,6 +268,57 @@ def test_by_each_key(by: str, expected: list[tuple[Any, ...]], ledger: Path) -> 
     assert sum(row["cost_usd"] or 0 for row in report["rows"]) == report["cost_usd"]
 
 
+def test_by_several_keys_rows_of_one_value_stand_together(ledger: Path) -> None:
+    report = spend_report(ledger, by=["day", "tier,model"]).data()
+
+    assert report["by"] == ["day", "tier", "model"]
+    assert [(row["day"], row["tier"], row["attempts"]) for row in report["rows"]] == [
+        ("2026-11-22", "ORCHESTRATOR", 1),
+        ("2026-11-22", "REASONING", 2),
+        ("2026-11-22", "FAST", 1),
+        ("2026-11-23", "FAST", 2),
+        ("2026-11-24", "CODING", 1),
+        ("2026-11-24", "GENERAL", 1),
+    ]
+    assert {row["provider"] for row in report["rows"]} == {"anthropic", "openrouter"}
+    assert sum(row["cost_usd"] or 0 for row in report["rows"]) == report["cost_usd"]
+
+
+def test_keys_that_come_first_are_ranked_by_all_that_is_theirs(ledger: Path) -> None:
+    report = spend_report(ledger, by="task,session").data()
+
+    assert [(row["task"], row["session"]) for row in report["rows"]] == [
+        ("plan_crawl_strategy", "crawl_1"),
+        ("extract_forms", "crawl_2"),
+        ("analyze_page", "crawl_1"),
+        ("analyze_page", None),
+        ("format_ticket", "crawl_1"),
+    ]
+
+
+@pytest.mark.parametrize("by", ["model", "provider,model", "model,provider", "hour", "task,tag:app"])
+def test_every_format_knows_every_key(by: str, ledger: Path) -> None:
+    report = spend_report(ledger, by=by)
+    for format in FORMATS:
+        out = io.StringIO()
+        write(report, format, out)
+        assert out.getvalue()
+
+
+def test_shares_are_of_the_cost_in_all(ledger: Path) -> None:
+    rows = spend_report(ledger, by="session").table().rows
+
+    whole = Decimal("0.008") + FAST_COST + GENERAL_COST
+    assert rows[0]["cost_share"] == float((Decimal("0.008") + FAST_COST) / whole)
+    assert rows[-1]["cost_share"] is None  # its cost is not known
+    assert spend_report(ledger, session_id="crawl_2", by="task").table().rows[0]["cost_share"] == 1.0
+
+
+def test_a_key_given_twice_is_refused(ledger: Path) -> None:
+    with pytest.raises(UsageError, match="--by names tier twice"):
+        spend_report(ledger, by=["tier,model", "tier"])
+
+
 def test_days_begin_at_midnight_in_the_zone_asked_for(ledger: Path) -> None:
     berlin = spend_report(ledger, by="day", tz="Europe/Berlin").data()
     nepal = spend_report(ledger, by="hour", tz="Asia/Kathmandu").data()
@@ -354,6 +405,8 @@ def utc(*parts: int) -> datetime:
         (None, None, "30m", "UTC", Period(utc(2026, 11, 25, 11, 30))),
         (None, None, "24h", "UTC", Period(utc(2026, 11, 24, 12))),
         (None, None, "2w", "UTC", Period(utc(2026, 11, 11, 12))),
+        (None, None, "mtd", "UTC", Period(utc(2026, 11, 1))),
+        (None, None, "mtd", "Europe/Berlin", Period(utc(2026, 10, 31, 23))),
     ],
 )  # fmt: skip
 def test_what_a_period_means(
@@ -372,6 +425,7 @@ def test_what_a_period_means(
         ("2026-11-23", "2026-11-22", None, "UTC", r"nothing lies between --since 2026-11-23"),
         ("2026-11-22", None, "7d", "UTC", r"--last goes without"),
         (None, None, "7", "UTC", r"--last '7' is no span of time"),
+        (None, None, "MTD", "UTC", r"--last 'MTD' is no span of time"),
         (None, None, "0d", "UTC", r"--last '0d' is no span of time"),
         (None, None, "-7d", "UTC", r"--last '-7d' is no span of time"),
         (None, None, "99999999w", "UTC", r"--last 99999999w reaches back"),
