@@ -63,18 +63,18 @@ def batch_of_segment(ledger_path: Path, path: Path) -> Batch:
     return batch_of({**told, **seen})
 
 
-def read_segment(path: Path, columns: Sequence[str] | None, **options: Any) -> pa.Table:
-    """Columns of a segment, None: all; options as pyarrow's. DamagedLedger where that is no Parquet.
+def read_segment(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Columns of a segment; those that it is too old to have are left out.
 
-    A column that the segment is too old to have is left out.
+    DamagedLedger where that is no Parquet, or has none of them.
     """
     import pyarrow.parquet as pq
 
-    with _told(path):
-        if columns is not None:
-            there = set(pq.read_schema(path).names)
-            columns = [name for name in columns if name in there]
-        return pq.read_table(path, columns=columns, partitioning=None, **options)
+    with _told(path), pq.ParquetFile(path) as segment:
+        there = set(segment.schema_arrow.names).intersection(columns)
+        if not there:
+            raise DamagedLedger(f"{path} has no column {columns[0]}; see bughive-costs verify")
+        return segment.read([name for name in columns if name in there])
 
 
 @contextlib.contextmanager
@@ -137,14 +137,13 @@ def table_of_lines(lines: Sequence[bytes]) -> pa.Table:
         connection.register("journal_lines", pa.table({"line": pa.chunked_array(chunks, pa.string())}))
         try:
             told = connection.sql(
-                "select len(json_keys(line)) - 1 as facts from journal_lines"
-            ).to_arrow_table()
-            table = connection.sql(
-                f"select unnest(from_json(line, {quoted(json_struct(COLUMNS))})) from journal_lines"
+                "select len(json_keys(line)) - 1 as facts,"
+                f" from_json(line, {quoted(json_struct(COLUMNS))}) as event from journal_lines"
             ).to_arrow_table()
         except duckdb.Error as error:
             reason = plain_text(first_words(error), 120)
             raise DamagedLedger(f"a line that was to be sealed is no event: {reason}") from error
+    table = pa.Table.from_struct_array(told["event"])  # unnest in SQL would plan each column by itself
     facts: list[int] = told["facts"].to_pylist()
     if sum(facts) != sum(len(column) - column.null_count for column in table.columns):
         raise DamagedLedger(_what_was_dropped(facts, table))
@@ -179,11 +178,15 @@ def parquet_bytes(table: pa.Table, footer: Mapping[str, Any] | None) -> bytes:
 
 def sealed_events(ledger_path: Path, batches: Iterable[Batch], journal_id: str) -> list[EventRow]:
     """A journal's sealed events in order, with Python's values; absent fields left out."""
+    import pyarrow.parquet as pq
+
     rows: list[EventRow] = []
     of_journal = [("journal_id", "==", journal_id)]
     for batch in batches:
         if journal_id in batch.covers:
-            table = read_segment(ledger_path / batch.file, None, filters=of_journal)
+            path = ledger_path / batch.file
+            with _told(path):
+                table = pq.read_table(path, filters=of_journal, partitioning=None)
             rows.extend(table.to_pylist(maps_as_pydicts="strict"))
     rows.sort(key=lambda row: int(row["seq"]))
     return [{name: value for name, value in row.items() if value is not None} for row in rows]

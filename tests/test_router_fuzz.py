@@ -60,23 +60,26 @@ CLIENTS = {
 def read(dialect: Any, status: int, headers: dict[str, str], body: bytes) -> Answer | ProviderError:
     """What a client makes of a reply, within its time and memory; it fits on the books."""
     SAYING.reply = (status, headers, body)
-    tracemalloc.reset_peak()
-    before, began = tracemalloc.get_traced_memory()[0], time.thread_time()
-    try:
-        outcome: Answer | ProviderError = CLIENTS[dialect].send(b"{}", 5.0)
-    except ProviderError as failure:
-        outcome = failure
-    assert time.thread_time() - began <= SECONDS
-    assert tracemalloc.get_traced_memory()[1] - before <= MEGABYTES * 2**20
+    with bounded():
+        try:
+            outcome: Answer | ProviderError = CLIENTS[dialect].send(b"{}", 5.0)
+        except ProviderError as failure:
+            outcome = failure
     record(outcome)
     return outcome
 
 
-@pytest.fixture(autouse=True, scope="module")
-def memory_is_watched() -> Iterator[None]:
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """What is done here takes at most so much time and memory; watched here alone, for it makes all slow."""
     tracemalloc.start()
-    yield
-    tracemalloc.stop()
+    try:
+        began = time.thread_time()
+        yield
+        assert time.thread_time() - began <= SECONDS
+        assert tracemalloc.get_traced_memory()[1] <= MEGABYTES * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 BOOK = PriceBook.load()
@@ -331,9 +334,5 @@ def test_whatever_comes_over_a_socket_is_an_answer_or_a_documented_failure(head:
         OpenRouterClient("k" * 20, base_url=server.url, max_retries=0, timeout=5, transport=own) as through,
     ):
         for ask in (plain.create_message, through.create_completion):
-            tracemalloc.reset_peak()
-            before, began = tracemalloc.get_traced_memory()[0], time.thread_time()
-            with contextlib.suppress(ProviderError):
+            with bounded(), contextlib.suppress(ProviderError):
                 ask("m", ASK)  # type: ignore[operator]
-            assert time.thread_time() - began <= SECONDS
-            assert tracemalloc.get_traced_memory()[1] - before <= MEGABYTES * 2**20

@@ -48,30 +48,38 @@ with headed as (
             ['journal_id', 'seq', 'schema_version']
         ) as head
     from ledger_whole_lines(getvariable('ledger_journals'), 2097152)
+),
+parsed as (
+    select
+        file_index,
+        line,
+        head,
+        from_json(
+            case
+                when
+                    getvariable('ledger_session') is null
+                    or json_extract_string(line, '$.session_id') = getvariable('ledger_session')
+                then line
+            end,
+            getvariable('ledger_fields')
+        ) as event  -- here, and not below: DuckDB would plan all of it once for each column
+    from headed
+    where case
+        when split_part(file, '.', 1) <> head.journal_id then false
+        when head.schema_version::bigint > getvariable('ledger_schema_version')::bigint then error(
+            'journals/' || file || ' holds events of schema ' || head.schema_version || ', written by a newer'
+            || ' bughive-costs; this one knows up to ' || getvariable('ledger_schema_version') || ': update it'
+        )::boolean
+        else true
+    end
 )
 select
     file_index,
     hash(line) as line_hash,
     head.journal_id as journal_id,
     head.seq::bigint as seq,
-    unnest(from_json(
-        case
-            when
-                getvariable('ledger_session') is null
-                or json_extract_string(line, '$.session_id') = getvariable('ledger_session')
-            then line
-        end,
-        getvariable('ledger_fields')
-    ))
-from headed
-where case
-    when split_part(file, '.', 1) <> head.journal_id then false
-    when head.schema_version::bigint > getvariable('ledger_schema_version')::bigint then error(
-        'journals/' || file || ' holds events of schema ' || head.schema_version || ', written by a newer'
-        || ' bughive-costs; this one knows up to ' || getvariable('ledger_schema_version') || ': update it'
-    )::boolean
-    else true
-end;
+    unnest(event)
+from parsed;
 
 -- A ledger that was never sealed has no manifest. One segment may stand without its line: a sealer is
 -- at work, or died right there, and its events are still in the journals. More are a lost manifest.
