@@ -16,7 +16,7 @@ from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ledger.money import MONEY
+from ledger.money import MONEY, total
 from ledger.reader import connect, tier_rank
 from ledger.reader import told as told_of
 
@@ -80,6 +80,7 @@ class Row(NamedTuple):
     scope: str | None = None
     scope_id: str | None = None
     mode: str | None = None
+    tz: str | None = None  # where its days and months begin
     limit_usd: Decimal | None = None
     spent_usd: Decimal | None = None
     reserved_usd: Decimal | None = None
@@ -242,7 +243,7 @@ def read_night(path: str | Path, day: date, *, tz: str = "UTC", allow_damage: bo
     ):
         _count(connection, days)
         rows = [*_totals(connection, days), *_cuts(connection), *_unwell(connection)]
-        rows += _budgets(connection, rows)
+        rows += _budgets(connection, days)
     return Night(days, rows)
 
 
@@ -338,7 +339,7 @@ _OF_IN_DOUBT = (
     "in_flight_ceiling_usd",
 )
 _BUDGETS = f"""
-select scope, scope_id, mode, limit_usd, spent_usd, reserved_usd, in_doubt_usd
+select scope, scope_id, mode, tz, limit_usd, spent_usd, reserved_usd, in_doubt_usd
 from budget_status
 order by
     scope in ('all', 'month', 'day') desc,
@@ -349,18 +350,35 @@ limit {MOST_BUDGETS}
 """
 
 
-def _budgets(connection: duckdb.DuckDBPyConnection, totals: Iterable[Row]) -> Iterator[Row]:
+def _budgets(connection: duckdb.DuckDBPyConnection, days: Days) -> Iterator[Row]:
     """Budgets as they stand. Those of a day or month are of this day and its month, not of today's."""
-    windows = {row.section: row for row in totals if row.section in ("day", "month")}
-    for row in _rows(connection, "budget", _BUDGETS):
-        if window := windows.get(row.scope or ""):
+    windows: dict[tuple[str, str], Row] = {}
+    for row in list(_rows(connection, "budget", _BUDGETS)):
+        key = (row.scope or "", row.tz or "")
+        if row.scope in ("day", "month"):
+            windows[key] = windows.get(key) or _window(connection, days, *key)
             row = row._replace(
-                spent_usd=window.cost_usd or NOTHING,
-                reserved_usd=window.in_flight_ceiling_usd or NOTHING,
-                in_doubt_usd=window.in_doubt_ceiling_usd or NOTHING,
+                spent_usd=windows[key].cost_usd or NOTHING,
+                reserved_usd=windows[key].in_flight_ceiling_usd or NOTHING,
+                in_doubt_usd=_added(windows[key].in_doubt_ceiling_usd, windows[key].unpriced_ceiling_usd),
             )
-        used = [row.spent_usd or NOTHING, row.reserved_usd or NOTHING, row.in_doubt_usd or NOTHING]
-        yield row._replace(left_usd=(row.limit_usd or NOTHING) - sum(used, NOTHING))
+        used = _added(row.spent_usd, row.reserved_usd, row.in_doubt_usd)
+        yield row._replace(left_usd=MONEY.subtract(row.limit_usd or NOTHING, used))
+
+
+def _window(connection: duckdb.DuckDBPyConnection, days: Days, scope: str, tz: str) -> Row:
+    """What counts against a budget of the day, or of its month, by the days of the budget's own zone."""
+    first = days.day if scope == "day" else days.first_of_month
+    sql = (
+        f"select {_OF_ATTEMPTS} from (select *, 1 as attempts from attempts)"
+        " where timezone($tz, started_at)::date between $first::date and $day::date"
+    )
+    bounds = {"tz": tz, "first": first.isoformat(), "day": days.day.isoformat()}
+    return next(_rows(connection, "budget", sql, bounds))
+
+
+def _added(*amounts: Decimal | None) -> Decimal:
+    return total(amount for amount in amounts if amount is not None)
 
 
 def _dearest(rows: Iterable[Row]) -> list[Row]:

@@ -228,10 +228,9 @@ def test_a_month_begins_with_the_midnight_of_its_first(history: History) -> None
             FAST     ok  in=1000 out=200
     """)
 
-    assert read_night(history.path, date(2026, 11, 30)).one("month").cost_usd == FAST_COST
-    assert [row.day for row in read_night(history.path, date(2026, 11, 30)).of("day_tier")] == [
-        date(2026, 11, 1)
-    ]
+    night = read_night(history.path, date(2026, 11, 30))
+    assert night.one("month").cost_usd == FAST_COST
+    assert [row.day for row in night.of("day_tier")] == [date(2026, 11, 1)]
 
 
 def test_what_has_no_price_is_never_nothing(history: History) -> None:
@@ -272,6 +271,25 @@ def test_budgets_of_days_and_months_are_of_the_day_reported_on(history: History)
     assert spent(date(2026, 11, 16)) == {"day": 2 * REASONING_COST, "month": 2 * REASONING_COST} | a_session
     assert spent(date(2026, 10, 31)) == {"day": 0, "month": 0} | a_session
     assert [row.scope for row in read_night(history.path, DAY).broken_budgets()] == ["session"]
+
+
+def test_a_budget_of_the_day_counts_the_day_of_its_own_zone(history: History) -> None:
+    history.play("""
+        at=2026-11-23T12:00:00
+            FAST     ok  in=1000 out=200
+        at=2026-11-23T23:30:00
+            GENERAL  ok  in=500 out=90
+    """)
+    history.record(
+        BudgetSet(scope="day", limit_usd=Decimal(1), mode="hard", tz="Europe/Berlin"),
+        BudgetSet(scope="day", limit_usd=Decimal(1), mode="warn", tz="UTC"),
+    )
+    budgets = read_night(history.path, DAY).of("budget")
+
+    assert {row.tz: row.spent_usd for row in budgets} == {
+        "Europe/Berlin": FAST_COST,
+        "UTC": FAST_COST + Decimal("0.000129"),  # 500 × 0.15 + 90 × 0.60 per million
+    }
 
 
 @pytest.mark.usefixtures("undrawn")
