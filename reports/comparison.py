@@ -13,18 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ledger.money import MONEY, dollars, pico
 from reports.keys import keys, titled
 from reports.options import Period, before, shown_period
-from reports.performance import (
-    BLOCKS,
-    COLUMNS,
-    Figures,
-    figures_by,
-    quantiles_by,
-    reading,
-    sums_by_block,
-    told_by_keys,
-)
+from reports.performance import COLUMNS, figures_of
 from reports.render import Column, Document, Kind, Table, harmless, shown
 from reports.resampling import CONFIDENCE, POINTS, RESAMPLES, Quantile, Ratio, interval
+from reports.tally import BLOCKS, Figures, Tally, reading, told_by_keys
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -208,12 +200,13 @@ def _change(name: str, now: _Sample, earlier: _Sample) -> Change:
 def _samples(
     connection: duckdb.DuckDBPyConnection, by: tuple[str, ...], within: Period
 ) -> dict[Group, _Sample]:
-    rows, _ = figures_by(connection, by, within)
+    tally = Tally(connection, by, within).keep()
+    rows, _ = figures_of(tally)
     blocks: dict[Group, list[Figures]] = {}
-    for block in sums_by_block(connection, by, within):
+    for block in tally.sums_by_block():
         if not block["is_total"]:
             blocks.setdefault(_group(block, by), []).append(block)
-    points = {_group(row, by): row for row in quantiles_by(connection, by, within, POINTS)}
+    points = {_group(row, by): row for row in tally.quantiles(POINTS) if not row["is_total"]}
     return {
         (group := _group(row, by)): _Sample(row, {**_ratios(blocks[group]), **_quantiles(points[group])})
         for row in rows
