@@ -45,7 +45,7 @@ wheel: $(STAMP)  ## the wheel, in dist/
 	@rm -f build.log; ls dist/*.whl
 
 bench: $(STAMP)  ## the benchmarks
-	@for name in route import report messages answer stream ledger budgets; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+	@for name in route import help report messages answer stream ledger budgets; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
 
 picture: $(STAMP)  ## docs/nightly.png, the nightly page as README shows it; needs Chromium
 	@$(BIN)/python tests/nightly_picture.py docs/nightly.png

@@ -3,10 +3,10 @@
 spend · sessions · performance · comparison · adhoc · dictionary    one module per report
 nightly · nightly_*         a day's page and files (+ templates)
 keys · options              what may be asked for
-resampling                  intervals of differences
+tally · resampling          what performance is made of; intervals of differences
 render · terminal           how it looks
 frames                      the views as Polars frames, for programs
-cli                         the commands
+cli · queries               the commands (+ command_line, completion)
 demo                        a session to look at, over real HTTP
 
     import reports

@@ -124,7 +124,7 @@ def nightly(
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
 ) -> Text:
-    """Seal, verify, and write a day's page, with its figures as JSON, CSV and Parquet."""
+    """Write a day's page, and its figures as JSON, CSV and Parquet. Seals and verifies first."""
     from reports.nightly import day_of
     from reports.nightly import nightly as report_on
 

@@ -11,20 +11,12 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.money import MONEY, dollars, pico
-from reports.keys import keys, titled
+from reports.keys import keys
 from reports.options import Period, before, shown_period
-from reports.performance import (
-    BLOCKS,
-    COLUMNS,
-    Figures,
-    figures_by,
-    quantiles_by,
-    reading,
-    sums_by_block,
-    told_by_keys,
-)
-from reports.render import Column, Document, Kind, Table, harmless, shown
+from reports.performance import COLUMNS, figures_of
+from reports.render import Column, Document, Kind, Table, shown
 from reports.resampling import CONFIDENCE, POINTS, RESAMPLES, Quantile, Ratio, interval
+from reports.tally import BLOCKS, Figures, Tally, reading, told_by_keys
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -100,25 +92,18 @@ class Comparison(NamedTuple):
         return Table("", columns, rows)
 
     def document(self) -> Document:
-        """For people: the same, without figures that neither period knows."""
-        names = [
-            Column(key, harmless(titled(key)), "text", detail=key not in self.by, whole=len(self.by) == 1)
-            for key in told_by_keys(self.by)
+        """For people: a table per group, without figures that neither period knows."""
+        tables = [
+            Table(
+                " · ".join(shown(self._named(group)[key], "text") for key in self.by),
+                _COLUMNS,
+                _rows(changes),
+            )
+            for group, changes in self.changes.items()
         ]
-        rows = [row for group, changes in self.changes.items() for row in self._rows(group, changes)]
         title = f"Performance{shown_period(self.period, self.tz)} against the same length of time before"
         note = f"* chance alone hardly explains it: the {CONFIDENCE:.0%} bootstrap interval excludes zero"
-        return Document(title, [], [Table("", [*names, *_COLUMNS], rows)], note)
-
-    def _rows(self, group: Group, changes: Mapping[str, Change]) -> list[dict[str, Any]]:
-        known = {
-            name: change for name, change in changes.items() if (change.now, change.before) != (None, None)
-        }
-        labels = [self._named(group), *[dict.fromkeys(told_by_keys(self.by), "")] * len(known)]
-        return [
-            label | {"figure": _TITLES[name]} | _shown(_KINDS[name], change)
-            for label, (name, change) in zip(labels, known.items(), strict=False)
-        ]
+        return Document(title, [], tables, note)
 
     def _named(self, group: Group) -> dict[str, Any]:
         return dict(zip(told_by_keys(self.by), group, strict=True))
@@ -133,6 +118,14 @@ _COLUMNS = (
     Column("high", "To", "number"),
     Column("mark", "", "text"),
 )
+
+
+def _rows(changes: Mapping[str, Change]) -> list[dict[str, Any]]:
+    return [
+        {"figure": _TITLES[name]} | _shown(_KINDS[name], change)
+        for name, change in changes.items()
+        if (change.now, change.before) != (None, None)
+    ]
 
 
 def _shown(kind: Kind, change: Change) -> dict[str, str]:
@@ -208,12 +201,13 @@ def _change(name: str, now: _Sample, earlier: _Sample) -> Change:
 def _samples(
     connection: duckdb.DuckDBPyConnection, by: tuple[str, ...], within: Period
 ) -> dict[Group, _Sample]:
-    rows, _ = figures_by(connection, by, within)
+    tally = Tally(connection, by, within).keep()
+    rows, _ = figures_of(tally)
     blocks: dict[Group, list[Figures]] = {}
-    for block in sums_by_block(connection, by, within):
+    for block in tally.sums_by_block():
         if not block["is_total"]:
             blocks.setdefault(_group(block, by), []).append(block)
-    points = {_group(row, by): row for row in quantiles_by(connection, by, within, POINTS)}
+    points = {_group(row, by): row for row in tally.quantiles(POINTS) if not row["is_total"]}
     return {
         (group := _group(row, by)): _Sample(row, {**_ratios(blocks[group]), **_quantiles(points[group])})
         for row in rows

@@ -24,7 +24,7 @@ app = typer.Typer()
 
 budget_app = typer.Typer(
     cls=PlainGroup,
-    help="Limits: set them, see how much is left, and why a request was refused.",
+    help="Limits: set them, see what is left, and why one refused.",
     add_completion=False,
 )
 app.add_typer(budget_app, name="budget")
@@ -43,16 +43,20 @@ def budget_set(
     limit: Annotated[str, typer.Argument(metavar="USD", help="The limit, such as 5.00; none lifts it.")],
     scope: Annotated[
         str,
-        typer.Option("--scope", help="request, session, task, tier, model, day, month or all."),
+        typer.Option(
+            "--scope", metavar="SCOPE", help="request, session, task, tier, model, day, month or all."
+        ),
     ],
     scope_id: Annotated[
-        str | None, typer.Option("--id", help="Which session, task, tier or model; else each of them.")
+        str | None,
+        typer.Option("--id", metavar="ID", help="Which session, task, tier or model; else each of them."),
     ] = None,
-    mode: Annotated[str, typer.Option("--mode", help="hard (refuses) or warn.")] = "hard",
+    mode: Annotated[str, typer.Option("--mode", metavar="MODE", help="hard (refuses) or warn.")] = "hard",
     format: FormatOption = "table",
     ledger: LedgerOption = None,
     tz: Annotated[
-        str, typer.Option("--tz", help="Where its days and months begin, such as Europe/Berlin.")
+        str,
+        typer.Option("--tz", metavar="ZONE", help="Where its days and months begin, such as Europe/Berlin."),
     ] = "UTC",
 ) -> Page:
     """Set a limit, or lift it; it holds for every attempt that begins from now on."""
@@ -76,7 +80,7 @@ def list_budgets(format: FormatOption = "table", ledger: LedgerOption = None) ->
 @budget_app.command("check", cls=PlainCommand, epilog=examples("budget check --session crawl_session_123"))
 def check_budgets(
     session: Annotated[
-        str | None, typer.Option("--session", help="Those that hold for one session; else all.")
+        str | None, typer.Option("--session", metavar="ID", help="Those that hold for one session; else all.")
     ] = None,
     format: FormatOption = "table",
     ledger: LedgerOption = None,
@@ -104,7 +108,7 @@ def explain(
 
 prices_app = typer.Typer(
     cls=PlainGroup,
-    help="What a token costs: the book in force, and the published prices.",
+    help="What tokens cost: the book in force, published prices.",
     add_completion=False,
 )
 app.add_typer(prices_app, name="prices")
@@ -112,10 +116,14 @@ app.add_typer(prices_app, name="prices")
 
 @prices_app.command("list", cls=PlainCommand, epilog=examples("prices list --at 2026-06-01"))
 def list_prices(
-    at: Annotated[str | None, typer.Option("--at", help="In force at this date or moment; else now.")] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="DATE", help="In force at this date or moment; else now.")
+    ] = None,
     book: Annotated[
         str | None,
-        typer.Option("--book", help="A book by its hash, as events name it; the ledger keeps them."),
+        typer.Option(
+            "--book", metavar="HASH", help="A book by its hash, as events name it; the ledger keeps them."
+        ),
     ] = None,
     format: FormatOption = "table",
     ledger: LedgerOption = None,
@@ -167,9 +175,12 @@ def settle(
         typer.Argument(metavar="[AMOUNT] [ATTEMPT_ID]", help="USD with billed; one attempt."),
     ] = None,
     before: Annotated[
-        str | None, typer.Option("--before", help="All in doubt that started before this date or moment.")
+        str | None,
+        typer.Option(
+            "--before", metavar="DATE", help="All in doubt that started before this date or moment."
+        ),
     ] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="How it is known.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="How it is known.")] = None,
     format: FormatOption = "table",
     ledger: LedgerOption = None,
     tz: TzOption = "UTC",
