@@ -1107,23 +1107,24 @@ def test_any_flipped_byte_of_the_truth_is_found(playground: Path, data: st.DataO
 
 
 @pytest.mark.parametrize(
-    ("few", "view"), [(100, "attempts"), (100, "requests"), (0, "sessions"), (0, "daily_spend")]
+    ("are_few", "view"), [(True, "attempts"), (True, "requests"), (False, "sessions"), (False, "daily_spend")]
 )
-def test_a_view_that_leaves_a_row_out_is_told_however_many_attempts_there_are(
-    original: Path, monkeypatch: pytest.MonkeyPatch, few: int, view: str
+def test_a_view_that_leaves_a_row_out_is_told_however_many_events_there_are(
+    original: Path, monkeypatch: pytest.MonkeyPatch, are_few: bool, view: str
 ) -> None:
     def without_one(name: str) -> str:
         text = view_sql(name)
         return f"select * from ({text}) order by all offset 1" if name == view else text
 
-    monkeypatch.setattr(events, "_FEW_ATTEMPTS", few)
+    if not are_few:
+        monkeypatch.setattr(events, "_KEPT_UP_TO", {})
     monkeypatch.setattr(events, "view_sql", without_one)
 
     assert {finding.kind for finding in verify(original).findings} == {"sums"}
 
 
-def test_many_attempts_add_up_as_few_do(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_FEW_ATTEMPTS", 0)
+def test_many_events_add_up_as_few_do(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_KEPT_UP_TO", {})
 
     assert_sound(original)
 

@@ -7,7 +7,6 @@ is lost or altered are left out: that has been told, and all that follows from i
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -23,7 +22,7 @@ from ledger.errors import DamagedLedger
 from ledger.events import EVENT_CLASSES, event_of
 from ledger.layout import EMPTY_SEGMENT
 from ledger.lines import parsed
-from ledger.reader import _config, quoted, view_sql
+from ledger.reader import _config, json_struct, quoted, view_sql
 from ledger.schema import COLUMNS, SQL_TYPES
 
 _LINES_AT_ONCE = 50_000
@@ -37,8 +36,11 @@ _REQUESTS_IN = {  # how each view counts them
     "daily_spend": "coalesce(sum(requests), 0)",
 }
 _MEMORY: dict[str, str | bool] = {"memory_limit": "1GB", "preserve_insertion_order": False}  # then its disk
-_KEPT = ("attempts", "requests")  # as tables: then each is planned once, which takes longer than few rows do
-_FEW_ATTEMPTS = 100_000  # more than that are computed anew, and fill no memory
+_KEPT_UP_TO = {  # so many events as tables, each planned once, which takes longer than few rows do
+    "events": 10_000,
+    "attempts": 200_000,
+    "requests": 200_000,
+}
 _COMPARED = {  # state.db's own figures, as the fold has them: amounts in pico, nothing where there is nothing
     "positions": "select * from state_positions",
     "balances": (
@@ -134,10 +136,9 @@ class Events:
 
     def read_journals(self) -> list[Finding]:
         """Make `events` of segments and journals; what is no event is told, and its journal left out."""
-        fields = quoted(json.dumps({column.name: SQL_TYPES[column.kind] for column in COLUMNS}))
         columns = ", ".join(f"{column.name} {SQL_TYPES[column.kind]}" for column in COLUMNS)
         self._db.execute(f"create temp table journal_events ({columns})")
-        findings = []
+        findings, lines = [], list[bytes]()
         for journal in self._journals:
             strange = [seq for seq, line in journal.lines.items() if not _is_event(line, seq)]
             if strange:
@@ -147,10 +148,11 @@ class Events:
                 findings.append(Finding("altered-journal", journal.file, what, remedy, events=runs))
                 self._suspect({journal.journal_id})
             else:
-                self._insert(list(journal.lines.values()), fields)
+                lines += journal.lines.values()
+        self._insert(lines)
         names = ", ".join(column.name for column in COLUMNS)
         self._db.execute(
-            f"create temp view events as select {names} from sealed_rows"
+            f"create temp {self._kind_of('events')} events as select {names} from sealed_rows"
             " anti join journal_events using (journal_id, seq) anti join suspects using (journal_id)"
             f" union all select {names} from journal_events anti join suspects using (journal_id)"
         )
@@ -162,15 +164,20 @@ class Events:
         )
         return findings
 
-    def _insert(self, lines: Sequence[bytes], fields: str) -> None:
+    def _kind_of(self, view: str) -> str:
+        """How a view is made here. Sealed events that are still in their journals count twice."""
+        sealed = sum(link.batch.rows for link in self._chain.links)
+        events = sealed + sum(len(journal.lines) for journal in self._journals)
+        return "table" if events <= _KEPT_UP_TO.get(view, -1) else "view"
+
+    def _insert(self, lines: Sequence[bytes]) -> None:
         import pyarrow as pa
 
+        events = f"select from_json(line, {quoted(json_struct(COLUMNS))}) as event from lines"
         for first in range(0, len(lines), _LINES_AT_ONCE):
             texts = [line.decode("ascii") for line in lines[first : first + _LINES_AT_ONCE]]
             self._db.register("lines", pa.table({"line": pa.array(texts, pa.string())}))
-            self._db.execute(
-                f"insert into journal_events select unnest(from_json(line, {fields})) from lines"
-            )
+            self._db.execute(f"insert into journal_events select unnest(event) from ({events})")
             self._db.unregister("lines")
 
     def contradictions(self) -> Iterator[Finding]:
@@ -237,10 +244,8 @@ class Events:
             " count(*) filter (where event_type = 'request_received'),"
             " coalesce(sum(coalesce(billed_cost_usd, list_cost_usd)), 0) from events"
         )
-        kept = _KEPT if told[0] <= _FEW_ATTEMPTS else ()
         for view in ("attempts", "requests", "sessions", "daily_spend"):
-            kind = "table" if view in kept else "view"
-            self._db.execute(f"create temp {kind} {view} as {view_sql(view)}")
+            self._db.execute(f"create temp {self._kind_of(view)} {view} as {view_sql(view)}")
         of_attempts = self._one(f"select count(*), {sums}, count(*) filter (where is_unpriced) from attempts")
         yield from _unequal("attempts, and the events that tell of them", of_attempts[:2], told[::2])
         for view, requests in _REQUESTS_IN.items():
