@@ -93,9 +93,8 @@ def _sync_place(path: Path) -> None:
 
 def _remove_unfinished(path: Path) -> None:
     """Remove what processes that died while they laid the ledger out have left."""
-    for name in _LAID_OUT:
-        file = path / name
-        for leftover in file.parent.glob(f"{file.name}.*.tmp"):
+    for name in (*_LAID_OUT, "price_books/*.json"):
+        for leftover in path.glob(f"{name}.*.tmp"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - leftover.stat().st_mtime > UNFINISHED_S:  # else it may be about to be used
                     leftover.unlink()

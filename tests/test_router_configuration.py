@@ -15,6 +15,7 @@ from tenacity.wait import wait_none
 
 from ledger import CostTracker, Ledger
 from ledger.prices import PriceBook
+from ledger.schema import SCHEMA_VERSION
 from ledger.settings import OwnPrice, Settings
 from router import (
     AnthropicClient,
@@ -295,7 +296,7 @@ def test_every_fact_of_a_request_stands_in_its_events(
         "tags": {"app": "shop"},
         "requested_tier": "REASONING",
         "occurred_at": "2024-05-01T12:00:00.000000Z",
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
     }
     route = {"tier": "REASONING", "provider": "openrouter", "model": REASONING}
     start = {"started_at": "2024-05-01T12:00:00Z"}

@@ -397,7 +397,7 @@ def test_an_attempt_and_a_call_are_bounded_as_a_whole_however_much_comes(
 ) -> None:
     for bounds in ({"timeout_s": 0.3}, {"deadline_s": 0.3}):
         sim.script(CHAT, Reply(pieces=100_000, drip=(1, 0.01)))
-        with pytest.raises(RouteExhausted, match=r"no whole answer from 127\.0\.0\.1 within 0\.3 s"):
+        with pytest.raises(RouteExhausted, match=r"no whole answer from 127\.0\.0\.1 within 0\.\d+ s"):
             router.stream("analyze_page", ASK, max_tokens=10**6, **bounds).read()
 
 

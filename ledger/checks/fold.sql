@@ -5,21 +5,7 @@
 create temp macro pico(usd) as (usd::decimal(24, 12) * 1000000000000::decimal(13, 0))::hugeint;
 
 create temp view applied as
-select
-    journal_id,
-    event_type,
-    session_id,
-    request_id,
-    attempt_id,
-    task,
-    tier,
-    provider,
-    model,
-    started_at,
-    billing,
-    billed_cost_usd,
-    list_cost_usd,
-    reserved_usd
+select events.*
 from events join state_positions using (journal_id)
 where events.seq <= state_positions.seq;
 
