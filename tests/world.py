@@ -243,7 +243,7 @@ class Writer:
 
 
 def _place_for(folder: Path) -> Path:
-    """Below a made-up disk lies memory, where there is any: what outlives a death is up to that disk alone."""
+    """Below a made-up disk lies memory, where there is any: what outlives a death is that disk's to say."""
     if os.access(_IN_MEMORY, os.W_OK | os.X_OK):
         return _IN_MEMORY
     folder.mkdir(parents=True, exist_ok=True)
