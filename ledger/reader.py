@@ -16,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -169,6 +169,25 @@ def one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statem
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         raise LedgerError(f"only one SELECT can be run here, not {_described(statements)}")
     return statements[0]
+
+
+def select_only(
+    connection: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, object] | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Run one SELECT, with values for its $names, on a connection that `lock` has shut in.
+
+    Raises LedgerError as `one_select`, and for one that DuckDB refuses; but what it needs too much memory
+    for, or was interrupted in, stays DuckDB's own error.
+    """
+    import duckdb
+
+    statement = one_select(connection, sql)
+    try:
+        return connection.execute(statement, dict(parameters or {}))
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise
+    except duckdb.Error as error:
+        raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
 
 
 def existing_ledger(path: str | Path) -> Path:

@@ -14,7 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from ledger.errors import LedgerError
-from ledger.reader import connect, first_words, lock, one_select
+from ledger.reader import connect, first_words, lock, one_select, select_only
 from reports.options import UsageError
 from reports.render import FORMATS, Column, Document, Table, harmless
 
@@ -133,7 +133,7 @@ def sql_report(
     """
 
     def read(connection: duckdb.DuckDBPyConnection) -> Rows:
-        result = connection.execute(one_select(connection, sql), parameters or {})
+        result = select_only(connection, sql, parameters)
         names = _distinct([column[0] for column in result.description or ()])
         rows = _within(limits, _chunks(result), lambda chunk: sum(map(_size, chunk)))
         return Rows(names, [dict(zip(names, row, strict=True)) for chunk in rows for row in chunk])
