@@ -314,11 +314,8 @@ class Accounts:
         asked = 0 if asked_usd is None else pico(asked_usd)
         warned: list[Warned] = []
         at_most = at_most_micro * _PICO_PER_MICRO + asked
-        if limits.own:
-            own_most = at_most + sum(self._of_request(hold.request_id))
-            least = min(_cached_pico(limit.limit_usd) for limit in limits.own)
-            if asked_usd is None or self._crossed or own_most > least:
-                self._check(limits.own, hold, asked, warned)
+        if limits.own and (asked_usd is None or self._crossed or at_most > self._room_under_own(limits.own)):
+            self._check(limits.own, hold, asked, warned)
         if asked_usd is None or self._crossed or at_most > self._room_under(limits.shared):
             self._check(limits.shared, hold, asked, warned)
         if asked_usd is not None:
@@ -327,6 +324,13 @@ class Accounts:
                 (hold.attempt_id, journal_id, *hold[1:6], asked, quarter),
             )
         return warned
+
+    def _room_under_own(self, own: Sequence[Limit]) -> int:
+        """The same for limits that a call brings along."""
+        return min(
+            _cached_pico(limit.limit_usd) - sum(self._stored(limit.scope, limit.scope_id, limit.window))
+            for limit in own
+        )
 
     def _room_under(self, shared: tuple[Limit, ...]) -> int:
         """What may be live at most for all of these limits to hold, whoever it is for; in pico."""

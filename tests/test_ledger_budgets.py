@@ -17,7 +17,7 @@ from events_by_hand import answered_request, completed, failed, received, starte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger.budgets import Budget, Budgets, Hold, budget_of
+from ledger.budgets import Budget, Budgets, Hold, Limit, budget_of
 from ledger.errors import BudgetExceeded, LedgerError, SettingsError, UnboundedRequest, UnpricedModel
 from ledger.ledger import Ledger
 from ledger.request_log import RequestLog
@@ -117,6 +117,21 @@ def test_a_limit_holds_for_its_scope_and_for_nothing_else(
         begin(ledger, "r-3", **other)
     answer(first, "r-1", "0.001")
     begin(ledger, "r-4")
+
+
+@pytest.mark.parametrize("scope", ["session", "all"])
+def test_a_limit_that_a_call_brings_along_counts_what_is_summed_up_long_since(
+    ledger: Ledger, scope: Any
+) -> None:
+    for number in range(40):  # more than state.db keeps apart
+        answer(begin(ledger, f"r-{number}"), f"r-{number}", "0.001")
+    log = ledger.open_request(received("r-last"))
+
+    with pytest.raises(BudgetExceeded) as refused:
+        log.reserve(hold("r-last"), [Limit(scope, "s-1" if scope == "session" else "", D("0.045"))])
+
+    assert refused.value.spent_usd == D("0.040")
+    log.reserve(hold("r-last"), [Limit(scope, "s-1" if scope == "session" else "", D("0.05"))])
 
 
 def test_a_budget_set_at_noon_knows_the_morning_even_what_others_have_not_told_state_db(
