@@ -11,12 +11,13 @@ Memory: the most that an answer of a million chunks takes, beside its text.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import socket
 import statistics
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import anthropic
@@ -132,39 +133,43 @@ def compare_delays(rounds: int) -> bool:
 
 
 def delays_us(read: Callable[[int], Iterator[float]], chunks: int = 200) -> list[float]:
-    """From just before a chunk is sent until it is read, by one clock: the server is a thread of ours."""
-    sent_at: list[float] = []
-    next_please = threading.Semaphore(0)
-
-    def serve(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        received = b""
-        while not received.endswith(b"}") and not received.endswith(b"GO"):
-            received += connection.recv(65_536)
-        connection.sendall(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
-        event = b'data: {"id":"gen-1","model":"m","choices":[{"index":0,"delta":{"content":"word"}}]}\n\n'
-        for _ in range(chunks):
-            next_please.acquire()
-            time.sleep(0.0002)  # so that the reader waits for it, as it does for a model
-            sent_at.append(time.perf_counter())
-            connection.sendall(b"%x\r\n%s\r\n" % (len(event), event))
-        end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-        connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(end), end))
-        connection.close()
-
+    """From just before a chunk is sent until it is read, by one clock; the server is another process."""
+    ours, servers = multiprocessing.Pipe()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve, args=(listener,))
+        server = multiprocessing.get_context("fork").Process(target=serve, args=(listener, servers, chunks))
         server.start()
         read_at = []
-        next_please.release()
+        ours.send_bytes(b"next")
         for moment in read(listener.getsockname()[1]):
             read_at.append(moment)
-            next_please.release()
+            ours.send_bytes(b"next")
+        sent_at = ours.recv()
         server.join()
-    return [(read - sent) * 1e6 for read, sent in zip(read_at, sent_at, strict=False)]
+    return [(read - sent) * 1e6 for read, sent in zip(read_at, sent_at, strict=True)]
+
+
+def serve(listener: socket.socket, reader: Connection, chunks: int) -> None:
+    """Send a chunk each time that the reader has read the last one, and say when."""
+    connection, _ = listener.accept()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    received = b""
+    while not received.endswith((b"}", b"GO")):
+        received += connection.recv(65_536)
+    connection.sendall(
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    event = b'data: {"id":"gen-1","model":"m","choices":[{"index":0,"delta":{"content":"word"}}]}\n\n'
+    sent_at = []
+    for _ in range(chunks):
+        reader.recv_bytes()
+        time.sleep(0.0002)  # so that the reader waits for it, as it does for a model
+        sent_at.append(time.perf_counter())
+        connection.sendall(b"%x\r\n%s\r\n" % (len(event), event))
+    reader.recv_bytes()  # the last one is read too
+    reader.send(sent_at)
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    connection.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(end), end))
+    connection.close()
 
 
 def read_by_a_client(port: int) -> Iterator[float]:
