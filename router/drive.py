@@ -229,6 +229,7 @@ class Drive:
             self._record_denial(log, attempt, refusal)
             raise
         self._attempt, self._in_flight, self._body = attempt, True, prepared.body
+        self._reading, self._first_token_ms = None, None  # nothing of this one has come
         self._started_at, self._log, self._moves = started_at, log, []
         return attempt
 
@@ -248,7 +249,7 @@ class Drive:
 
     def _read(self, target: Target) -> Generator[StreamItem, None, Answer]:
         """The items of one attempt, before them the word that earlier ones are void."""
-        self._sent, self._first_token_ms = self._pace.clock(), None
+        self._sent = self._pace.clock()
         reading = self._reading = target.client.read(self._body, self._timeout_s(target), target.limits)
         items = iter(reading)
         first = next(items, None)

@@ -23,7 +23,7 @@ from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import AttemptFailed
 from ledger.lines import sealed_line
 from ledger.manifest import read_manifest
-from ledger.reader import connect, first_words, ledger_sql, lock, one_select, scan
+from ledger.reader import connect, ledger_sql, lock, scan, select_only
 from ledger.schema import COLUMNS, SCHEMA_VERSION, arrow_schema
 
 ONE_ANSWER = """
@@ -50,14 +50,6 @@ def in_plain_duckdb(ledger: Path, sql: str) -> list[tuple[object, ...]]:
     with duckdb.connect() as connection:
         connection.execute((ledger / "ledger.sql").read_text("utf-8"))
         return connection.execute(sql).fetchall()
-
-
-def run_one(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyConnection:
-    """Raises LedgerError for what is no SELECT, and for what a locked connection may not reach."""
-    try:
-        return connection.execute(one_select(connection, sql))
-    except duckdb.Error as error:
-        raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
 
 
 def numbered_line(journal_id: str, seq: int, **facts: object) -> bytes:
@@ -253,7 +245,7 @@ def test_a_ledger_may_have_any_name(name: str, tmp_path: Path) -> None:
     assert in_plain_duckdb(history.path, "select requests from sessions") == [(2,)]
     with connect(history.path) as connection:
         lock(connection)
-        assert run_one(connection, "select requests from sessions").fetchall() == [(2,)]
+        assert select_only(connection, "select requests from sessions").fetchall() == [(2,)]
     assert scan(history.path).select("request_id").collect()["request_id"].n_unique() == 3  # and null
     history.close()
 
@@ -739,12 +731,12 @@ def locked(place: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     ],
 )
 def test_one_select_is_run(sql: str, locked: duckdb.DuckDBPyConnection) -> None:
-    assert run_one(locked, sql).fetchall() == [(2 * COST,)]
+    assert select_only(locked, sql).fetchall() == [(2 * COST,)]
 
 
 @pytest.mark.parametrize("sql", ["describe sessions", "summarize attempts", "show tables", "table sessions"])
 def test_looking_around_is_a_select(sql: str, locked: duckdb.DuckDBPyConnection) -> None:
-    assert run_one(locked, sql).fetchall()
+    assert select_only(locked, sql).fetchall()
 
 
 @pytest.mark.parametrize(
@@ -792,10 +784,10 @@ def test_anything_else_is_refused(
     before = files_below(place)
 
     with pytest.raises(LedgerError, match=message):
-        run_one(locked, sql.format(outside=place, ledger=place / "ledger")).fetchall()
+        select_only(locked, sql.format(outside=place, ledger=place / "ledger")).fetchall()
 
     assert files_below(place) == before
-    assert run_one(locked, "select cost_usd from sessions").fetchall() == [(2 * COST,)]
+    assert select_only(locked, "select cost_usd from sessions").fetchall() == [(2 * COST,)]
 
 
 def test_a_connection_that_is_locked_stays_so(history: History) -> None:

@@ -491,6 +491,23 @@ def test_leaving_early_is_booked_with_what_was_used_by_then_and_its_ceiling(
     assert len(sim.log) == 1
 
 
+def test_an_attempt_of_which_nothing_came_is_not_booked_with_what_the_one_before_it_used(
+    sim: Simulator, router: LLMRouter, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    sim.script(OPUS, Reply(text=TEXT, usage=Tokens(100, 50), broken=cut_in_stream(3).broken))
+    monkeypatch.setattr(OpenRouterClient, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        router.stream(TASK[OPUS], ASK, fallback_tier="FAST").read()
+
+    (failed,), (cancelled,) = events(ledger, "attempt_failed"), events(ledger, "attempt_cancelled")
+    assert failed["input_tokens"] == 100
+    assert cancelled["model"] == QWEN
+    assert not {"input_tokens", "response_id", "first_token_ms"} & cancelled.keys()
+
+
 def test_a_failure_of_the_callers_own_is_no_failure_of_the_stream(
     sim: Simulator, router: LLMRouter, ledger: Ledger
 ) -> None:
