@@ -1,8 +1,8 @@
 """The append-only file of one writing process: how its lines become durable, each once.
 
-A number once stamped never gets other content. Stamped lines wait in a queue until the file has
-them; the file's own size says how much of the queue that is, so that a Ctrl-C between write and
-bookkeeping, or a disk that was full for a while, neither loses nor repeats a line.
+A number once stamped never gets other content. Stamped lines wait in a queue until they are confirmed,
+by one thread for all; the file's own size says how much of the queue it has, so that a Ctrl-C between
+write and bookkeeping, or a disk that was full for a while, neither loses nor repeats a line.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ledger.together import Together
 
 _log = logging.getLogger("ledger")
 
+_OPEN_REQUESTS = {"request_received": 1, **dict.fromkeys(REQUEST_ENDS, -1)}
+
 Clock = Callable[[], datetime]
 
 
@@ -45,8 +47,8 @@ class MomentPassed(LedgerError):
 class _Tail(NamedTuple):
     """The journal's end. Replaced as a whole, so that an interrupt leaves the old or the new one."""
 
-    size: int  # bytes the file is known to have
-    queue: bytes  # stamped lines that follow them, perhaps in part written already
+    size: int  # bytes of the file that are confirmed: synced, or written where no more is asked
+    queue: bytes  # stamped lines that follow them; the file may have a part of it already
     seq: int  # of the last stamped line
     open_requests: int
     unapplied: Stamped | None  # what state.db has not been told of yet
@@ -65,6 +67,8 @@ class Journal:
         self._durable = durable
         self._left = False
         self._closing = False
+        self._tried = 0  # bytes of the queue that the file may have: a write of them was begun
+        self._blocked = False  # the queue could not be confirmed when it was last tried
         self._sync_failed = False  # of the present file: nothing more is believed of it
         self.is_lost = False  # another has written to it, or taken it over: nothing can follow
         self._part = 1
@@ -72,9 +76,9 @@ class Journal:
         self._lock_fd = fd  # the first part's: its flock is this process's claim on the journal
         self._inode = os.fstat(fd).st_ino
         self._tail = _Tail(os.fstat(fd).st_size, b"", 1, 0, Stamped(None, 1, (opened,), clock()))
-        self._lock = threading.Lock()
-        self._syncing = Together(self._sync, reached=1)
-        self._unconfirmed: list[tuple[int, bytes]] = []  # stamped, not known to be synced
+        self._lock = threading.Lock()  # the tail
+        self._file_lock = threading.Lock()  # the file: it is not let go of while it is written
+        self._confirming = Together(self._confirm, reached=1)
         self._head = line_head(journal_id)
 
     @classmethod
@@ -133,7 +137,7 @@ class Journal:
         unless_confirmed: Callable[[datetime], Sequence[BaseModel]] | None = None,
         only_at: Callable[[datetime], bool] | None = None,
     ) -> datetime:
-        """Stamp events as one commit and write them; durable on return. Gives their `occurred_at`.
+        """Stamp events as one commit; written and durable on return. Gives their `occurred_at`.
 
         Raises LedgerError where they could not be written or synced. They are stamped all the same
         if it had come that far, and are written as soon as that is possible, followed by the events
@@ -141,53 +145,43 @@ class Journal:
         for what has happened already, an answer that was paid for. `only_at` may refuse the moment, as one
         that a limit was not checked for: then MomentPassed is raised, and nothing is stamped.
         """
-        lines = [facts_of(event) for event in events]
+        facts = [facts_of(event) for event in events]
+        if self._blocked and not must_keep:
+            self.flush()
         with self._lock:
+            self._refuse_if_left()
             if self._closing and not isinstance(events[0], JournalClosed):
                 raise LedgerError(f"{self.path} is closed; open the ledger again to record more")
-            blocked = self._settle_end(must_keep)
-            before = self._tail
             occurred_at = self._clock()
             if only_at is not None and not only_at(occurred_at):
                 raise MomentPassed(f"it is {occurred_at} by now; try again")
+            before_seq = self._tail.seq
             try:
-                self._stamp(events, lines, occurred_at)
-                if blocked:
-                    raise blocked
-                self._write(self._tail.queue)
+                self._stamp(events, facts, occurred_at)
             except BaseException:
-                if self._tail.seq > before.seq and unless_confirmed:
+                if self._tail.seq > before_seq and unless_confirmed:
                     self._stamp_queued(unless_confirmed(occurred_at))
                 raise
             mark = self._tail.seq
-        if self._durable:
-            try:
-                self._syncing.reach(mark)
-            except BaseException:
-                if unless_confirmed:
-                    with self._lock:
-                        self._stamp_queued(unless_confirmed(occurred_at))
-                raise
+        try:
+            self._confirming.reach(mark)
+        except BaseException:
+            if unless_confirmed:
+                with self._lock:
+                    self._stamp_queued(unless_confirmed(occurred_at))
+            raise
         return occurred_at
 
     def flush(self) -> None:
         """Write what waits for the disk; durable on return. Raises LedgerError where that fails."""
-        with self._lock:
-            if self._tail.queue:
-                self._settle_end(must_keep=False)
-            mark = self._tail.seq
-        if self._durable:
-            self._syncing.reach(mark)
+        self._confirming.reach(self._tail.seq)
 
     def take_unapplied(self) -> list[tuple[int, Mapping[str, Any]]]:
-        """Written events that state.db has not been told of, with their numbers, as `fold` takes them."""
-        tail = self._tail
-        if tail.queue:
-            return []
-        durable_seq = self._syncing.reached if self._durable else tail.seq
+        """Confirmed events that state.db has not been told of, with their numbers, as `fold` takes them."""
+        confirmed_seq = self._confirming.reached
         taken: list[tuple[int, Mapping[str, Any]]] = []
-        commit = tail.unapplied
-        while commit is not None and commit.last_seq > durable_seq:
+        commit = self._tail.unapplied
+        while commit is not None and commit.last_seq > confirmed_seq:
             commit = commit.before
         while commit is not None:
             first_seq = commit.last_seq - len(commit.events) + 1
@@ -223,72 +217,82 @@ class Journal:
 
     def leave_in_child(self) -> None:
         """Leave after a fork: the locks may be held by threads that the child does not have."""
-        self._lock, self._syncing = threading.Lock(), Together(self._sync, self._syncing.reached)
+        self._lock, self._file_lock = threading.Lock(), threading.Lock()
+        self._confirming = Together(self._confirm, self._confirming.reached)
         self.leave()
 
     def leave(self) -> None:
         """Close the files without a word, as a forked child must: the flock is its parent's."""
-        if not self._left:
-            self._left = True
-            for fd in {self._fd, self._lock_fd}:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
+        with self._file_lock:
+            if not self._left:
+                self._left = True
+                for fd in {self._fd, self._lock_fd}:
+                    with contextlib.suppress(OSError):
+                        os.close(fd)
 
-    def _stamp(self, events: Sequence[BaseModel], lines: Sequence[bytes], occurred_at: datetime) -> None:
+    def _refuse_if_left(self) -> None:
+        if self._left:
+            raise LedgerError(f"{self.path} was let go of; open the ledger again to record more")
+
+    def _stamp(self, events: Sequence[BaseModel], facts: Sequence[bytes], occurred_at: datetime) -> None:
         """Give events their numbers and put their lines into the queue. Under the lock."""
-        tail = self._tail
+        size, queue, seq, open_requests, unapplied = self._tail
         at = rfc3339(occurred_at).encode()
-        stamped = [
-            numbered(self._head, tail.seq + number, at, line) for number, line in enumerate(lines, start=1)
-        ]
-        last_seq = tail.seq + len(lines)
-        if self._durable:
-            while self._unconfirmed and self._unconfirmed[-1][0] > tail.seq:
-                self._unconfirmed.pop()  # of a commit that a Ctrl-C stopped before it had its numbers
-            self._unconfirmed.extend(zip(range(tail.seq + 1, last_seq + 1), stamped, strict=True))
-        self._tail = _Tail(
-            tail.size,
-            tail.queue + b"".join(stamped),
-            last_seq,
-            tail.open_requests + sum(map(_opening, events)),
-            Stamped(tail.unapplied, last_seq, events, occurred_at),
-        )
+        for event, fact in zip(events, facts, strict=True):
+            seq += 1
+            queue += numbered(self._head, seq, at, fact)
+            open_requests += _OPEN_REQUESTS.get(event.event_type, 0)  # type: ignore[attr-defined]
+        self._tail = _Tail(size, queue, seq, open_requests, Stamped(unapplied, seq, events, occurred_at))
 
     def _stamp_queued(self, events: Sequence[BaseModel]) -> None:
         self._stamp(events, [facts_of(event) for event in events], self._clock())
 
-    def _settle_end(self, must_keep: bool) -> LedgerError | None:
-        """Make sure that the file ends as we left it, with what an earlier failure left in the queue.
+    def _confirm(self, mark: int) -> int:
+        """Write and sync the queue as it is now, for all who wait. Gives the number of its last line.
 
-        Under the lock. With `must_keep` the reason why that cannot be is given, not raised.
+        One thread does this at a time, without the lock: others stamp meanwhile, and go with the next.
         """
-        tail = self._tail
-        try:
-            if self._left:
-                raise LedgerError(f"{self.path} was let go of; open the ledger again to record more")
-            found = self._own_file()
-            written = found.st_size - tail.size
-            if not 0 <= written <= len(tail.queue):
-                self.is_lost = True
-                raise LedgerError(f"{self.path} was changed by another: its size is {found.st_size} bytes")
-            if tail.queue:
-                self._write(tail.queue[written:])
-        except (OSError, LedgerError) as error:
-            reason = error if isinstance(error, LedgerError) else _cannot_write(self.path, error)
-            if not must_keep:
-                raise reason from error
-            return reason
-        return None
-
-    def _write(self, missing: bytes) -> None:
-        """Write what the file lacks of the queue, which then is empty. Under the lock."""
-        if missing:
+        with self._file_lock:
+            self._refuse_if_left()
+            with self._lock:  # fixed here: what is stamped from now on is not covered
+                size, queue, seq = self._tail[:3]
             try:
-                write_all(self._fd, missing)
+                if not self._sync_failed:
+                    self._write(size, queue)
+                    self._sync()
+                if self._sync_failed:  # a kernel reports it once, and forgets the pages: never ask it again
+                    self._continue_in_new_part(queue)
+                    size = 0
+            except BaseException:
+                self._blocked = True
+                raise
+            with self._lock:
+                self._tail = self._tail._replace(size=size + len(queue), queue=self._tail.queue[len(queue) :])
+            self._tried = 0
+            self._blocked = self._sync_failed = False
+            return seq
+
+    def _write(self, size: int, queue: bytes) -> None:
+        """Write what the file lacks of the queue, which begins at that size. Raises LedgerError."""
+        try:
+            written = self._own_file().st_size - size
+            if not 0 <= written <= self._tried:
+                self.is_lost = True
+                raise LedgerError(f"{self.path} was changed by another: its size is {size + written} bytes")
+            self._tried = len(queue)
+            if written < len(queue):
+                write_all(self._fd, queue[written:])
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    def _sync(self) -> None:
+        if self._durable:
+            self._sync_failed = True  # until it has succeeded: an interrupt is no success
+            try:
+                sync_data(self._fd)
+                self._sync_failed = False
             except OSError as error:
-                raise _cannot_write(self.path, error) from error
-        size, queue, seq, open_requests, unapplied = self._tail
-        self._tail = _Tail(size + len(queue), b"", seq, open_requests, unapplied)
+                _log.error("%s could not be synced (%s); going on in a new file", self.path, error)
 
     def _own_file(self) -> os.stat_result:
         """The journal's file as it is; opened again where another part of the program closed it."""
@@ -311,58 +315,30 @@ class Journal:
             self._lock_fd = fd
         self._fd = fd
 
-    def _sync(self, mark: int) -> int:
-        """Make all up to `mark` durable, and what else is written. Gives the number of the last that is."""
-        with self._lock:
-            target = self._tail.seq if not self._tail.queue else mark
-        try:  # the mark is fixed before the sync: what is written meanwhile is not covered by it
-            if not self._sync_failed:
-                self._sync_failed = True  # until it has succeeded: an interrupt is no success
-                sync_data(self._fd)
-                self._sync_failed = False
-        except OSError as error:
-            _log.error("%s could not be synced (%s); going on in a new file", self.path, error)
-        if self._sync_failed:  # a kernel reports it once, and forgets the pages: never ask it again
-            target = self._continue_in_new_part()
-            self._sync_failed = False
-        with self._lock:
-            self._unconfirmed = [item for item in self._unconfirmed if item[0] > target]
-        return target
-
-    def _continue_in_new_part(self) -> int:
+    def _continue_in_new_part(self, queue: bytes) -> None:
         """After a failed sync nothing is known of the file's end: begin the next one with those lines.
 
-        Gives the number of the last line that is durable there.
+        They are durable there. Raises LedgerError.
         """
-        with self._lock:
-            path = part_path(self._folder, self.id, self._part + 1)
-            temporary = path.with_name(path.name + ".tmp")
-            lines = b"".join(line for seq, line in self._unconfirmed if seq > self._syncing.reached)
+        path = part_path(self._folder, self.id, self._part + 1)
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            fd = open_private(temporary, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
             try:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
-                fd = open_private(temporary, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
-                try:
-                    write_all(fd, lines)
-                    sync_data(fd)
-                    os.rename(temporary, path)
-                    sync_folder(self._folder)
-                except BaseException:
-                    os.close(fd)
-                    raise
-            except OSError as error:
-                raise _cannot_write(path, error) from error
-            if self._fd != self._lock_fd:
-                os.close(self._fd)
-            self._fd, self._inode, self._part = fd, os.fstat(fd).st_ino, self._part + 1
-            self._tail = self._tail._replace(size=len(lines), queue=b"")
-            return self._tail.seq
-
-
-def _opening(event: BaseModel) -> int:
-    """+1 for an event that opens a request, -1 for one that ends it."""
-    event_type: str = event.event_type  # type: ignore[attr-defined]
-    return (event_type == "request_received") - (event_type in REQUEST_ENDS)
+                write_all(fd, queue)
+                sync_data(fd)
+                os.rename(temporary, path)
+                sync_folder(self._folder)
+            except BaseException:
+                os.close(fd)
+                raise
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        if self._fd != self._lock_fd:
+            os.close(self._fd)
+        self._fd, self._inode, self._part = fd, os.fstat(fd).st_ino, self._part + 1
 
 
 def _cannot_write(path: Path, error: OSError) -> LedgerError:

@@ -10,7 +10,7 @@ class Together:
     """Threads that each need a common count to reach a mark; whoever leads moves it on for all.
 
     Each waits on a lock of its own, so that a thread is woken once, when its mark is reached or when it is
-    its turn to lead; no crowd runs for one lock.
+    its turn to lead.
     """
 
     def __init__(self, lead: Callable[[int], int], reached: int) -> None:
@@ -52,17 +52,23 @@ class Together:
             return False
 
     def _pass_on(self, turn: threading.Lock | None) -> None:
-        """Wake all whose mark is reached, and one more to lead, unless another leads already."""
+        """Wake one whose mark is reached, and one to lead where nobody does.
+
+        Each that is woken wakes the next: a crowd would only run for the interpreter.
+        """
         with self._lock:
             if turn is not None:
                 self._waiting.pop(turn, None)
             if self._leader == threading.get_ident():
                 self._leader = None
-            if self._leader is not None:
-                return
-            next_leader = False
-            for waiting, mark in list(self._waiting.items()):
-                if mark <= self._reached or not next_leader:
-                    next_leader = next_leader or mark > self._reached
-                    del self._waiting[waiting]
-                    waiting.release()
+            if self._waiting:
+                self._wake(lambda mark: mark <= self._reached)
+                if self._leader is None:
+                    self._wake(lambda mark: mark > self._reached)
+
+    def _wake(self, who: Callable[[int], bool]) -> None:
+        """Wake the first in line with such a mark. Under the lock."""
+        waiting = next((waiting for waiting, mark in self._waiting.items() if who(mark)), None)
+        if waiting is not None:
+            del self._waiting[waiting]
+            waiting.release()

@@ -17,9 +17,8 @@ repeats one.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
@@ -102,24 +101,20 @@ def append(world: World) -> None:
 
 
 def share_a_sync(world: World) -> None:
-    """A thread writes while another's sync is under way, and both wait for theirs."""
+    """Threads append while another's sync is under way, and share the next one."""
     writer = world.writer
-    has_written = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        second = []
+    with ThreadPoolExecutor(2) as pool:
+        beside: list[Future[None]] = []
 
-        def write_meanwhile() -> None:
-            world.disk.hooks["Journal._write: write journal (after)"] = has_written.set
-            second.append(pool.submit(writer.begin, "r-2"))
-            second[0].add_done_callback(lambda _: has_written.set())
-            has_written.wait()
+        def append_meanwhile() -> None:
+            beside.extend(writer.begin_beside(name, pool) for name in ("r-2", "r-3"))
 
-        world.disk.during_sync = write_meanwhile
+        world.disk.during_sync = append_meanwhile
         try:
             writer.begin("r-1")
         finally:
-            if second:
-                second[0].result()
+            for each in beside:
+                each.result()
     writer.answer("r-1")
     writer.answer("r-2")
 

@@ -257,7 +257,7 @@ def test_a_symlink_in_the_place_of_a_journal_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_what_is_written_during_a_sync_is_not_taken_for_synced(
+def test_what_is_stamped_during_a_sync_is_not_taken_for_synced(
     make_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = make_journal()
@@ -268,7 +268,7 @@ def test_what_is_written_during_a_sync_is_not_taken_for_synced(
         syncs.append(journal.seq)
         if len(syncs) == 1:
             late.start()
-            while journal.seq < 3:  # until the other thread's line is in the file, and it waits for us
+            while journal.seq < 3:  # until the other thread's line has its number
                 threading.Event().wait(0.001)
         real_sync(fd)
 
@@ -322,17 +322,13 @@ def test_a_ctrl_c_before_the_numbers_are_given_does_not_give_one_two_contents(
 ) -> None:
     journal = make_journal()
 
-    class Interrupting(list[Any]):
-        """A list in which a Ctrl-C comes right after an extension."""
+    def interrupted(*arguments: Any) -> bytes:
+        raise KeyboardInterrupt
 
-        def extend(self, items: Any) -> None:
-            super().extend(items)
-            raise KeyboardInterrupt
-
-    journal._unconfirmed = Interrupting()
-    with pytest.raises(KeyboardInterrupt):
-        journal.append([received("interrupted")])
-    journal._unconfirmed = list(journal._unconfirmed)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "numbered", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            journal.append([received("interrupted")])
     failures = [OSError(errno.EIO, "Input/output error")]
     real_sync = journal_module.sync_data
 

@@ -6,7 +6,7 @@ left out, and something is. So each test proves its own power. Beside these, in 
     rule                                           also
     a journal is created whole, locked, durable    test_ledger_crash_points (create)
     numbers and moments under one lock             test_ledger_journal: threads append without loss …
-    the mark is fixed before the sync              test_ledger_journal: what is written during a sync …
+    the mark is fixed before the sync              test_ledger_journal: what is stamped during a sync …
     the file's own inode and size are asked        test_ledger_journal: a descriptor closed by others …,
                                                    a journal changed by another …, a full disk refuses …
     a failed sync: same id, same numbers           test_ledger_journal: after a failed sync …
@@ -36,6 +36,7 @@ from forgetful import Died, Worst
 from world import World
 
 from ledger import files, recovery, sealing
+from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.events import JournalOpened, event_of
 from ledger.files import open_private, sync_data, sync_folder, try_lock, write_all
@@ -43,6 +44,7 @@ from ledger.journal import Journal
 from ledger.ledger import Ledger
 from ledger.lines import Line, journal_ids, parsed, part_path, read_parts, stamped_line
 from ledger.manifest import Batch
+from ledger.together import Together
 
 History = Callable[[World], Iterator[str]]
 LeaveOut = Callable[[pytest.MonkeyPatch], None]
@@ -144,9 +146,11 @@ class Lock:
             self._lock.release()
 
 
-def test_numbers_are_given_and_lines_written_under_one_lock(tmp_path: Path) -> None:
+def test_numbers_are_given_under_one_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = journal_module.numbered
+
     def history(world: World) -> Iterator[str]:
-        """A second thread appends while the first is about to write."""
+        """A second thread appends while the first is about to give a line its number."""
         writer = world.start()
         writer.answer("r-0")
         (journal,) = writer.ledger._own_journals()
@@ -154,15 +158,17 @@ def test_numbers_are_given_and_lines_written_under_one_lock(tmp_path: Path) -> N
         journal._lock = lock  # type: ignore[assignment]
         second = threading.Thread(target=lambda: writer.begin("r-2"))
 
-        def come_in_between() -> None:
+        def come_in_between(*arguments: Any) -> bytes:
+            monkeypatch.setattr(journal_module, "numbered", real)
             lock.somebody_came.clear()
             second.start()
             if lock.holds:
                 lock.somebody_came.wait()
             else:
                 second.join()
+            return real(*arguments)
 
-        world.disk.hooks["Journal._write: write journal (before)"] = come_in_between
+        monkeypatch.setattr(journal_module, "numbered", come_in_between)
         writer.begin("r-1")
         second.join()
         yield from looked_at(world)
@@ -170,31 +176,48 @@ def test_numbers_are_given_and_lines_written_under_one_lock(tmp_path: Path) -> N
     prove(tmp_path, history, lambda patches: patches.setattr(Lock, "holds", False))
 
 
-def test_the_mark_is_fixed_before_the_sync(tmp_path: Path) -> None:
+def test_one_thread_at_a_time_writes(tmp_path: Path) -> None:
     def history(world: World) -> Iterator[str]:
-        """A second thread writes while the first one's sync is under way; then the power goes."""
+        """A second thread appends while the first is about to write."""
         writer = world.start()
         writer.answer("r-0")
-        has_written = threading.Event()
+        (journal,) = writer.ledger._own_journals()
+        journal._file_lock = Lock()  # type: ignore[assignment]
         with ThreadPoolExecutor(1) as pool:
+            world.disk.hooks["Journal._write: write journal (before)"] = lambda: writer.begin_beside(
+                "r-2", pool
+            )
+            writer.begin("r-1")
+        yield from looked_at(world)
 
-            def write_meanwhile() -> None:
-                world.disk.hooks["Journal._write: write journal (after)"] = has_written.set
-                pool.submit(writer.begin, "r-2")
-                has_written.wait()
+    def each_by_itself(together: Together, mark: int) -> None:
+        together._lead(mark)
 
-            world.disk.during_sync = write_meanwhile
+    def leave_out(patches: pytest.MonkeyPatch) -> None:
+        patches.setattr(Together, "reach", each_by_itself)
+        patches.setattr(Lock, "holds", False)
+
+    prove(tmp_path, history, leave_out)
+
+
+def test_the_mark_is_fixed_before_write_and_sync(tmp_path: Path) -> None:
+    def history(world: World) -> Iterator[str]:
+        """A second thread appends while the first one's sync is under way; then the power goes."""
+        writer = world.start()
+        writer.answer("r-0")
+        with ThreadPoolExecutor(1) as pool:
+            world.disk.during_sync = lambda: writer.begin_beside("r-2", pool)
             writer.begin("r-1")
         world.disk.power_loss(Worst())
         yield from looked_at(world)
 
-    real = Journal._sync
+    real = Journal._confirm
 
     def marked_after(journal: Journal, mark: int) -> int:
         real(journal, mark)
         return journal.seq
 
-    prove(tmp_path, history, lambda patches: patches.setattr(Journal, "_sync", marked_after))
+    prove(tmp_path, history, lambda patches: patches.setattr(Journal, "_confirm", marked_after))
 
 
 def test_the_files_size_says_what_of_the_queue_is_written(tmp_path: Path) -> None:
@@ -223,30 +246,26 @@ def test_the_files_size_says_what_of_the_queue_is_written(tmp_path: Path) -> Non
 # a failed sync
 
 
-def _the_same_file(journal: Journal) -> int:
+def _the_same_file(journal: Journal, queue: bytes) -> None:
     """After a failed sync, ask once more."""
     sync_data(journal._fd)
-    return journal.seq
 
 
-def _a_new_id(journal: Journal) -> int:
+def _a_new_id(journal: Journal, queue: bytes) -> None:
     """After a failed sync, go on as another journal, with what was not confirmed."""
     journal_id = f"{journal.id[:-1]}{'0' if journal.id[-1] != '0' else '1'}"
-    events = [parsed(line) for seq, line in journal._unconfirmed if seq > journal._syncing.reached]
+    events = [parsed(line) for line in queue.splitlines()]
     new = Journal.create(
         journal._folder, journal_id, JournalOpened(host="h", pid=1, version="0"), journal._clock, durable=True
     )
     new._stamp_queued([event_of(event) for event in events])
-    new._write(new._tail.queue)
-    sync_data(new._fd)
+    new._confirm(new.seq)
     journal.id, journal._head, journal._fd, journal._inode = new.id, new._head, new._fd, new._inode
-    journal._tail = new._tail
-    return journal.seq
 
 
 @pytest.mark.parametrize("otherwise", [_the_same_file, _a_new_id])
 def test_after_a_failed_sync_the_journal_goes_on_under_its_own_id_in_a_new_file(
-    tmp_path: Path, otherwise: Callable[[Journal], int]
+    tmp_path: Path, otherwise: Callable[[Journal, bytes], None]
 ) -> None:
     def history(world: World) -> Iterator[str]:
         writer = world.start()

@@ -13,8 +13,10 @@ from __future__ import annotations
 import atexit
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -165,6 +167,15 @@ class Writer:
             log = self.ledger.begin(asked, first)
             self.logs[request_id] = log
             self._kept(log.started_at, asked, first)
+
+    def begin_beside(self, request_id: str, pool: ThreadPoolExecutor) -> Future[None]:
+        """As `begin`, in another thread; returns when that waits in line for the one that writes."""
+        (journal,) = self.ledger._own_journals()
+        in_line = len(journal._confirming._waiting)
+        beside = pool.submit(self.begin, request_id)
+        while len(journal._confirming._waiting) == in_line and not beside.done():
+            threading.Event().wait(0.001)
+        return beside
 
     def begin_within(self, request_id: str, limit_usd: Decimal) -> None:
         """As `begin`, with the ceiling held against a session's limit before."""
