@@ -1,8 +1,35 @@
-"""What holds for all tests."""
+"""What holds for all tests, and what many of them begin with."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from router.simulator import Simulator
 
 settings.register_profile("any machine", deadline=None)  # how long a case takes says nothing here
 settings.load_profile("any machine")
+
+
+@pytest.fixture
+def sim() -> Iterator[Simulator]:
+    """A provider on the loopback, the same in each run."""
+    from router.simulator import Simulator
+
+    with Simulator(seed=7) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty working directory, and no key, address, proxy or certificate in the environment."""
+    for name in list(os.environ):
+        if name == "SSL_CERT_FILE" or name.lower().endswith(("_proxy", "_api_key", "_base_url")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)

@@ -14,24 +14,12 @@ import pytest
 from router import AnthropicClient, InvalidRequest, MissingKey, OpenRouterClient, ProviderError
 from router.simulator import Reply, Simulator, Tokens, invalid_request, rate_limited, server_error, silent
 
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
 CHAT = "deepseek/deepseek-chat"
 OPUS = "anthropic/claude-opus-4-5-20250514"
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "Plan a crawl"}]
 TOOL = {"name": "click", "description": "Click", "input_schema": {"type": "object", "properties": {}}}
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for provider in ("ANTHROPIC", "OPENROUTER"):
-        monkeypatch.delenv(f"{provider}_API_KEY", raising=False)
-        monkeypatch.delenv(f"{provider}_BASE_URL", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
 
 
 @pytest.fixture

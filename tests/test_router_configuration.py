@@ -37,12 +37,6 @@ ASK: list[dict[str, Any]] = [{"role": "user", "content": "Analyze this page."}]
 
 
 @pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
-
-
-@pytest.fixture
 def set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Work in a folder with that bughive.toml."""
     monkeypatch.chdir(tmp_path)

@@ -55,6 +55,8 @@ from router.simulator import (
     unreadable,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
 _ROOT = Path(__file__).resolve().parent.parent
 _TRAFFIC = Path(os.environ.get("BUGHIVE_TRAFFIC") or _ROOT.parent / "shared" / "traffic")
 
@@ -62,20 +64,6 @@ OPUS, CHAT, QWEN = "claude-opus-4-5-20251101", "deepseek/deepseek-chat", "qwen/q
 TASK = {OPUS: "plan_crawl_strategy", CHAT: "analyze_page"}  # both fall back to FAST, which is QWEN
 ASK = [{"role": "user", "content": "Analyze this page."}]
 LONG = timedelta(hours=2)
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.lower().endswith(("_proxy", "_api_key", "_base_url"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
 
 
 class Routed(NamedTuple):

@@ -59,24 +59,12 @@ from router.simulator import (
     unreadable,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
 REASONING = "deepseek/deepseek-chat"
 FAST = "qwen/qwen-2.5-32b-instruct"
 OPUS = "claude-opus-4-5-20251101"
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "Analyze this page."}]
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for provider in ("ANTHROPIC", "OPENROUTER"):
-        monkeypatch.delenv(f"{provider}_API_KEY", raising=False)
-        monkeypatch.delenv(f"{provider}_BASE_URL", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
 
 
 @pytest.fixture

@@ -60,12 +60,6 @@ ANSWERS = {
 
 
 @pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
-
-
-@pytest.fixture
 def client() -> Iterator[httpx.Client]:
     with httpx.Client(timeout=10) as http:
         yield http

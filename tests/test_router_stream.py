@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import socket
 import threading
 import time
@@ -12,7 +11,6 @@ import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -54,24 +52,13 @@ from router.simulator import (
     without_done,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
 OPUS, CHAT, QWEN = "claude-opus-4-5-20251101", "deepseek/deepseek-chat", "qwen/qwen-2.5-32b-instruct"
 TASK = {OPUS: "plan_crawl_strategy", CHAT: "analyze_page"}
 ASK = [{"role": "user", "content": "Analyze this page."}]
 TEXT = "The login form has three fields,\u2028and one of them has no label — “Name”. \N{BUG}"
 BOTH = pytest.mark.parametrize("model", [OPUS, CHAT])
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.lower().endswith(("_proxy", "_api_key", "_base_url"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
 
 
 @pytest.fixture

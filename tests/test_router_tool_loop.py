@@ -129,12 +129,6 @@ def in_openais_shape(response: RouteResponse, number: int) -> Messages:
 
 
 @pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
-
-
-@pytest.fixture
 def router(sim: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LLMRouter]:
     monkeypatch.chdir(tmp_path)
     with (

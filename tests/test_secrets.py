@@ -42,25 +42,14 @@ from router import (
 )
 from router.simulator import Broken, Reply, Simulator, cut, event_stream, reset, silent
 
+pytestmark = pytest.mark.usefixtures("nothing_set")
+
 _ROOT = Path(__file__).resolve().parent.parent
 CANARY = "sk-or-v1-CaNaRy0123456789abcdef"
 ODD = "gateway.CaNaRy/0123+4567="  # a key that looks like nobody's
 CHAT, QWEN = "deepseek/deepseek-chat", "qwen/qwen-2.5-32b-instruct"
 OPUS = "claude-opus-4-5-20251101"
 ASK = [{"role": "user", "content": "Analyze this page."}]
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.lower().endswith(("_proxy", "_api_key", "_base_url"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
 
 
 @pytest.fixture

@@ -60,12 +60,6 @@ def in_our_words(code: str) -> str:
 
 
 @pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator(seed=7) as simulator:
-        yield simulator
-
-
-@pytest.fixture
 def document(sim: Simulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Snippets]:
     """The snippets, in a folder and an environment as the document's reader has them."""
     monkeypatch.chdir(tmp_path)
