@@ -345,9 +345,15 @@ class Ledger:
         self, attempt_id: str, billed_usd: Decimal | None, *, reason: str | None = None
     ) -> AttemptSettled:
         """Record what an attempt in doubt was billed, None: nothing; see ledger.settlement."""
+        return self.settle_all([attempt_id], billed_usd, reason=reason)[0]
+
+    def settle_all(
+        self, attempt_ids: Sequence[str], billed_usd: Decimal | None, *, reason: str | None = None
+    ) -> list[AttemptSettled]:
+        """Record what each of these was billed; all of them, or none where one cannot be settled."""
         from ledger.settlement import settle
 
-        return settle(self, attempt_id, billed_usd, reason)
+        return settle(self, attempt_ids, billed_usd, reason)
 
     def flush(self) -> None:
         """Write what waits for the disk in this process's journals. Raises LedgerError where that fails."""

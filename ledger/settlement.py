@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,48 +23,66 @@ _FIELDS = (
 )
 
 
-def settle(ledger: Ledger, attempt_id: str, billed_usd: Decimal | None, reason: str | None) -> AttemptSettled:
-    """Record what an attempt in doubt, or without a price, was billed; None: it was not. Gives the event.
+def settle(
+    ledger: Ledger, attempt_ids: Sequence[str], billed_usd: Decimal | None, reason: str | None
+) -> list[AttemptSettled]:
+    """Record what attempts in doubt, or without a price, were billed each; None: they were not.
 
-    Raises LedgerError for an attempt that is not there, still in flight, or known already. One process
-    settles at a time, and knows what those before it have settled: nothing is settled twice.
+    Gives the events, one commit. Raises LedgerError, and settles none, where one is not there, still in
+    flight, or known already. One process settles at a time, and knows what those before it have settled:
+    nothing is settled twice.
     """
     with only_one(ledger.path / SETTLE_LOCK, _WAIT_S, "settling"):
         ledger.flush()
         ledger.end_dead_journals()
-        attempt = _attempt(ledger.path, attempt_id)
-        known_usd = attempt.pop("cost_usd")
-        asked_usd = billed_usd or Decimal(0)
-        is_told = billed_usd is not None or known_usd is not None
-        event = AttemptSettled(
-            **attempt,
-            billed_cost_usd=MONEY.subtract(asked_usd, known_usd or Decimal(0)) if is_told else None,
-            billing="unbilled" if billed_usd is None else "billed",
-            billing_rule="settled",
-            reason=plain_text(reason) if reason else None,
-        )
-        ledger.record(event)
-        return event
+        attempts = _attempts(ledger.path, attempt_ids)
+        events = [_settled(attempt, billed_usd, reason) for attempt in attempts]
+        if events:
+            ledger.record(*events)
+        return events
 
 
-def _attempt(path: Path, attempt_id: str) -> dict[str, Any]:
+def _settled(attempt: dict[str, Any], billed_usd: Decimal | None, reason: str | None) -> AttemptSettled:
+    known_usd = attempt["cost_usd"]
+    is_told = billed_usd is not None or known_usd is not None
+    return AttemptSettled(
+        **{name: attempt[name] for name in _FIELDS},
+        billed_cost_usd=MONEY.subtract(billed_usd or Decimal(0), known_usd or Decimal(0))
+        if is_told
+        else None,
+        billing="unbilled" if billed_usd is None else "billed",
+        billing_rule="settled",
+        reason=plain_text(reason) if reason else None,
+    )
+
+
+def _attempts(path: Path, attempt_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The attempts, each once, as far as a settlement repeats them; with what they are known to have cost."""
     from ledger.reader import connect
 
+    wanted = list(dict.fromkeys(attempt_ids))
+    fields = ", ".join(f"told.{name}" for name in _FIELDS)
     with connect(path, views=("events", "attempts")) as connection:
         found = connection.execute(
-            "select cost_usd, billing, outcome, is_unpriced from attempts where attempt_id = ?", [attempt_id]
-        ).fetchone()
-        if found is None:
-            raise LedgerError(f"no attempt has the id {attempt_id}; see select attempt_id from in_doubt")
-        cost_usd, billing, outcome, is_unpriced = found
-        if outcome == "in_flight":
-            raise LedgerError(f"attempt {attempt_id} is still in flight; settle it when it has ended")
-        if billing != "unknown" and not is_unpriced:
-            raise LedgerError(f"attempt {attempt_id} is not in doubt: it is {billing}, ${cost_usd:f}")
-        row = connection.execute(
-            f"select {', '.join(_FIELDS)} from events"
-            " where attempt_id = ? and started_at is not null limit 1",
-            [attempt_id],
-        ).fetchone()
-    assert row is not None, "an attempt with an outcome has its event"
-    return {**dict(zip(_FIELDS, row, strict=True)), "cost_usd": cost_usd}
+            "select attempts.attempt_id, attempts.cost_usd, attempts.billing, attempts.outcome,"
+            f" attempts.is_unpriced, {fields} from attempts left join"
+            " (select distinct on (attempt_id) * from events where started_at is not null) as told"
+            " using (attempt_id) where list_contains(?, attempts.attempt_id)",
+            [wanted],
+        ).fetchall()
+    known = {row[0]: row for row in found}
+    for attempt_id in wanted:
+        _refuse_what_is_known(attempt_id, known.get(attempt_id))
+    return [
+        dict(zip(_FIELDS, known[name][5:], strict=True)) | {"cost_usd": known[name][1]} for name in wanted
+    ]
+
+
+def _refuse_what_is_known(attempt_id: str, found: tuple[Any, ...] | None) -> None:
+    if found is None:
+        raise LedgerError(f"no attempt has the id {attempt_id}; see select attempt_id from in_doubt")
+    _, cost_usd, billing, outcome, is_unpriced, *_ = found
+    if outcome == "in_flight":
+        raise LedgerError(f"attempt {attempt_id} is still in flight; settle it when it has ended")
+    if billing != "unknown" and not is_unpriced:
+        raise LedgerError(f"attempt {attempt_id} is not in doubt: it is {billing}, ${cost_usd:f}")

@@ -76,14 +76,13 @@ def settle(
 ) -> Settled:
     """Settle one attempt, or all in doubt that started before a moment; `billed_usd` None: unbilled.
 
-    All or none of them are there to be settled when it begins. Raises LedgerError.
+    All of them or none. Raises LedgerError.
     """
     root = existing_ledger(path)
     ids = [attempt_id] if attempt_id is not None else _in_doubt(root, before)
     rows = []
     with Ledger.open(root, auto_seal=False) as ledger:
-        for name in ids:
-            event = ledger.settle(name, billed_usd, reason=reason)
+        for event in ledger.settle_all(ids, billed_usd, reason=reason):
             told = event.model_dump(include={column.name for column in _COLUMNS})
             told["started_at"] = event.started_at.isoformat(timespec="seconds").replace("+00:00", "Z")
             rows.append({column.name: told.get(column.name) for column in _COLUMNS})

@@ -2,6 +2,7 @@
 
     python tests/budget_storm.py --runs 200
     python tests/budget_storm.py --seed 7 --runs 1        a run again
+    TMPDIR=/dev/shm python tests/budget_storm.py          in memory: no disk is waited for
 
 A run has a ledger of its own with a hard budget on one session, and beside it others of the day, the tier
 and all there is. Sixteen processes of four threads reserve, start, answer, fail and retry at random prices;
@@ -129,7 +130,7 @@ def play(run: Run, path: Path) -> Iterator[str]:
         yield f"processes ended with {wrong}"
     with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
         yield from overshot(ledger)
-        _settle_and_use_up(ledger, random)
+        _settle_and_use_up(ledger, random, run.ceilings_usd[0])
         yield from overshot(ledger)
         yield from _used_up(ledger)
     yield from map(str, verify(path).findings)
@@ -172,21 +173,21 @@ def overshot(ledger: Ledger) -> Iterator[str]:
             yield f"${total} counts at the start of {attempt_id}, and the limit is ${LIMIT_USD}"
 
 
-def _settle_and_use_up(ledger: Ledger, random: Random) -> None:
-    with ledger.connect() as connection:
-        in_doubt = connection.execute("select attempt_id, reserved_usd from in_doubt").fetchall()
-    for attempt_id, reserved_usd in in_doubt:
-        ledger.settle(attempt_id, random.choice((None, reserved_usd / 2)))
+def _settle_and_use_up(ledger: Ledger, random: Random, least_usd: Decimal) -> None:
+    _settle(ledger, random.choice((None, least_usd)))
     refused = number = 0
     while refused < 5:
         number += 1
         refused += not spend(ledger, random, f"last-{number}", (LIMIT_USD / 1000, LIMIT_USD / 100))
-        with ledger.connect() as connection:
-            left = (
-                connection.execute("select attempt_id from in_doubt").fetchall() if number % 50 == 0 else []
-            )
-        for (attempt_id,) in left:
-            ledger.settle(attempt_id, None)
+        if number % 50 == 0:
+            _settle(ledger, None)
+    _settle(ledger, None)
+
+
+def _settle(ledger: Ledger, billed_usd: Decimal | None) -> None:
+    with ledger.connect() as connection:
+        found = connection.execute("select attempt_id from in_doubt").fetchall()
+    ledger.settle_all([attempt_id for (attempt_id,) in found], billed_usd)
 
 
 def _used_up(ledger: Ledger) -> Iterator[str]:
@@ -206,7 +207,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=16)
     parser.add_argument("--threads", type=int, default=4)
     options = parser.parse_args()
-    for seed in range(options.seed, options.seed + options.runs):
+    begin = time.monotonic()
+    for number, seed in enumerate(range(options.seed, options.seed + options.runs), start=1):
         run = Run(seed, options.processes, options.threads, 200, options.processes // 4)
         folder = Path(tempfile.mkdtemp(prefix=f"budget-storm-{seed}-"))
         findings = list(play(run, folder / "ledger"))
@@ -214,6 +216,9 @@ def main() -> int:
             sys.stdout.write(f"{run}, in {folder}:\n" + "\n".join(findings) + "\n")
             return 1
         shutil.rmtree(folder)
+        if number % 10 == 0:
+            sys.stdout.write(f"{number} of {options.runs} runs, {time.monotonic() - begin:.0f} s\n")
+            sys.stdout.flush()
     sys.stdout.write(
         f"{options.runs} runs of {options.processes} × {options.threads} threads:"
         " no limit was overshot, each was used up\n"

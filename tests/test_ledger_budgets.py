@@ -206,6 +206,21 @@ def test_in_doubt_counts_until_it_is_settled(ledger: Ledger) -> None:
     begin(ledger, "r-3")
 
 
+def test_many_attempts_in_doubt_are_settled_all_or_none(ledger: Ledger) -> None:
+    for name in ("r-1", "r-2", "r-3"):
+        log = begin(ledger, name)
+        if name != "r-3":
+            verdict = {"billing": "unknown", "billing_rule": "no_answer", "reserved_usd": CEILING}
+            log.append(failed(log, name, **verdict))
+    with pytest.raises(LedgerError, match="r-3-a1 is still in flight"):
+        ledger.settle_all(["r-1-a1", "r-2-a1", "r-3-a1"], D("0.001"))
+    assert events(ledger, "attempt_settled") == []
+
+    settled = ledger.settle_all(["r-2-a1", "r-1-a1", "r-2-a1"], D("0.001"))
+    assert [event.attempt_id for event in settled] == ["r-2-a1", "r-1-a1"]
+    assert ledger.read_state(lambda state: state.balance("all", "")) == (D("0.002"), CEILING, 0)
+
+
 def test_a_limit_that_is_raised_lowered_or_lifted_holds_at_once_in_every_process(
     ledger: Ledger, tmp_path: Path, clock: Clock
 ) -> None:
