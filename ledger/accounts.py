@@ -20,22 +20,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import apsw
 
-from ledger.budgets import Balance, Budget, Budgets, Hold, Limit, Limits, Warned, check
+from ledger.budgets import Budget, Budgets
 from ledger.errors import LedgerError
 from ledger.fold import BudgetKey, BudgetRow, Change, HoldRow, Spent
-from ledger.money import dollars, pico
+from ledger.money import dollars
 from ledger.windows import Window
 
 _PICO_PER_MICRO = 1_000_000
 _SUMMED_AT_ONCE = 16  # rows; fewer cost more sums per request, more cost each check
 _FEW = 4
-_INTEGER = 2**62  # what SQLite can hold, and some room
-_EVER = (-(2**62), 2**62)
+INTEGER_AT_MOST = 2**62  # what SQLite can hold, and some room
+_EVER = (-INTEGER_AT_MOST, INTEGER_AT_MOST)
 _OLD_QUARTERS = 96 * 62  # a window is forgotten two months after its end
 
 TABLES = """
@@ -97,31 +96,7 @@ from unsummed where session_id is not null
 """
 CLEARED_TO_REBUILD = (*("balances", "sums", "unsummed", "request_spent", "doubts", "settled", "budgets"),)
 
-# where a row of `_LIVE` says what a limit's id must be; days, months and `all` take every row
-_COLUMN = {"request": 1, "session": 2, "task": 3, "tier": 4, "model": 5}
-_LIVE = (
-    "select 1, request_id, session_id, task, tier, model, quarter, ceiling_pico from holds"
-    " where ceiling_pico is not null"
-    " union all select 0, null, session_id, task, tier, model, quarter, spent_pico from unsummed"
-)
-_AT_MOST = (  # no less than all that is live, in micro
-    "select coalesce((select sum(ceiling_pico / 1000000 + 1) from holds where ceiling_pico is not null), 0)"
-    " + coalesce(sum(max(spent_pico, 0) / 1000000 + 1), 0) from unsummed"
-)
-_Live = Sequence[tuple[Any, ...]]
 _Account = tuple[str, str, int, int]
-_cached_pico = lru_cache(maxsize=1024)(pico)
-
-
-class _Counted(NamedTuple):
-    """What counts against a limit, in pico."""
-
-    spent: int
-    reserved: int
-    in_doubt: int
-
-    def in_dollars(self) -> Balance:
-        return Balance(*map(dollars, self))
 
 
 class Accounts:
@@ -129,12 +104,10 @@ class Accounts:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
-        self._budgets = Budgets()
+        self.known_budgets = Budgets()
         self._budgets_revision: Any = None
         self._sums: dict[_Account, tuple[int, int]] = {}  # spent and in doubt, as of that revision
-        self._room: dict[int, tuple[tuple[Limit, ...], int]] = {}  # likewise
         self._sums_revision: Any = None
-        self._crossed: set[Any] = set()
 
     def forget(self) -> None:
         """What was read in a transaction that is undone never was."""
@@ -153,7 +126,7 @@ class Accounts:
         rows = [
             (*spent, amount, change.unpriced_attempts[spent]) for spent, amount in change.spent_pico.items()
         ]
-        if len(rows) <= _FEW and all(abs(row[5]) < _INTEGER for row in rows):
+        if len(rows) <= _FEW and all(abs(row[5]) < INTEGER_AT_MOST for row in rows):
             self._run("insert into unsummed values (null, ?, ?, ?, ?, ?, ?, ?)", rows)
             if rows and self._db.last_insert_rowid() > _SUMMED_AT_ONCE:  # ids begin at 1 in an empty table
                 self.sum_up()
@@ -233,7 +206,7 @@ class Accounts:
 
     def _write_sums(self, added: Sequence[tuple[Any, ...]]) -> None:
         """scope, scope_id, quarter, and what is to be added in micro and rest: spent, in doubt."""
-        self._sums_changed()
+        self.sums_changed()
         self._run(
             "insert into sums values (?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set"
             " spent_micro = spent_micro + excluded.spent_micro,"
@@ -289,9 +262,9 @@ class Accounts:
                 "select scope, scope_id, mode, limit_pico, tz, reason from budgets"
                 " where limit_pico is not null"
             ).fetchall()
-            self._budgets = Budgets(_budget(*row) for row in rows)
+            self.known_budgets = Budgets(_budget(*row) for row in rows)
             self._budgets_revision = revision
-        return self._budgets
+        return self.known_budgets
 
     def budget_set_at(self, budget: Budget) -> str | None:
         """When a budget was last set or lifted, as a text that sorts; None: never."""
@@ -300,119 +273,28 @@ class Accounts:
         ).get
         return None if found is None else str(found)
 
-    # limits
+    # what is summed up
 
-    def reserve(self, journal_id: str, hold: Hold, limits: Limits, quarter: int) -> list[Warned]:
-        """Hold a ceiling if every hard limit would still hold with it. Gives the warn limits it crosses.
+    @property
+    def revision(self) -> tuple[str, str] | None:
+        """As of which change the sums and budgets are known that were read last; None: not known."""
+        if self._sums_revision is None or self._budgets_revision is None:
+            return None
+        return self._sums_revision, self._budgets_revision
 
-        Raises BudgetError for the first hard limit that would not, or cannot be told to. Limits that fit with
-        all that is live, whoever that is for, are not looked at any closer.
-        """
-        self._refresh()
-        (at_most_micro,) = self._row(_AT_MOST)
-        asked_usd = hold.asked_usd
-        asked = 0 if asked_usd is None else pico(asked_usd)
-        warned: list[Warned] = []
-        at_most = at_most_micro * _PICO_PER_MICRO + asked
-        if limits.own and (asked_usd is None or self._crossed or at_most > self._room_under_own(limits.own)):
-            self._check(limits.own, hold, asked, warned)
-        if asked_usd is None or self._crossed or at_most > self._room_under(limits.shared):
-            self._check(limits.shared, hold, asked, warned)
-        if asked_usd is not None:
-            self._db.execute(
-                "insert into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')",
-                (hold.attempt_id, journal_id, *hold[1:6], asked, quarter),
-            )
-        return warned
-
-    def _room_under_own(self, own: Sequence[Limit]) -> int:
-        """The same for limits that a call brings along."""
-        return min(
-            _cached_pico(limit.limit_usd) - sum(self._stored(limit.scope, limit.scope_id, limit.window))
-            for limit in own
-        )
-
-    def _room_under(self, shared: tuple[Limit, ...]) -> int:
-        """What may be live at most for all of these limits to hold, whoever it is for; in pico."""
-        room = self._room.get(id(shared))
-        if room is None or room[0] is not shared:
-            left = (
-                _cached_pico(limit.limit_usd) - sum(self._stored(limit.scope, limit.scope_id, limit.window))
-                for limit in shared
-            )
-            room = self._room[id(shared)] = (shared, min(left, default=_EVER[1]))
-        return room[1]
-
-    def _check(self, limits: Sequence[Limit], hold: Hold, asked: int, warned: list[Warned]) -> None:
-        live = self._db.execute(_LIVE).fetchall()
-        for limit in limits:
-            counted = self._counted(limit.scope, limit.scope_id, limit.window, live)
-            fits = sum(counted) + asked <= _cached_pico(limit.limit_usd)
-            if limit.mode == "warn":
-                if self._crosses(limit, hold, fits):
-                    warned.append(Warned(limit, counted.in_dollars()))
-            elif hold.asked_usd is None or not fits:
-                check(limit, counted.in_dollars(), hold)
-
-    def _refresh(self) -> None:
-        """Forget what was read of the sums, where anybody has changed them since."""
-        revision = self._db.execute("select value from meta where key = 'sums'").get
-        if revision != self._sums_revision:
-            self._sums_revision = revision
-            self._sums.clear()
-            self._room.clear()
-            self._crossed = set(
-                self._db.execute("select scope, scope_id, limit_pico from crossed").fetchall()
-            )
-
-    def _sums_changed(self) -> None:
-        self._sums_revision = None
-        self._db.execute("insert into meta values ('sums', '1') on conflict do update set value = value + 1")
-
-    def _crosses(self, limit: Limit, hold: Hold, fits: bool) -> bool:
-        """Whether a warn limit is above from now on; it is told of once, until it fits again."""
-        key = (limit.scope, limit.scope_id, _cached_pico(limit.limit_usd))
-        if fits != (key in self._crossed):
+    def refresh(self) -> bool:
+        """Forget what was read of the sums, where anybody has changed them since; whether so."""
+        revision = self._db.execute("select value from meta where key = 'sums'").get or "0"
+        if revision == self._sums_revision:
             return False
-        self._sums_changed()
-        if fits:
-            self._crossed.discard(key)
-            self._db.execute("delete from crossed where (scope, scope_id, limit_pico) = (?, ?, ?)", key)
-            return False
-        self._crossed.add(key)
-        self._db.execute("insert or ignore into crossed values (?, ?, ?, ?)", (*key, hold.attempt_id))
+        self._sums_revision = revision
+        self._sums.clear()
         return True
 
-    def release(self, attempt_id: str) -> None:
-        """Let go of a reservation whose attempt never started, and of what it was to warn of."""
-        self._db.execute("delete from holds where attempt_id = ? and state = 'reserved'", (attempt_id,))
-        self._db.execute("delete from crossed where attempt_id = ?", (attempt_id,))
-        if self._db.changes():
-            self._sums_changed()
-
-    def release_all(self, journal_id: str) -> None:
-        """The same for all reservations of a journal that is closed."""
-        for (attempt_id,) in self._db.execute(
-            "select attempt_id from holds where journal_id = ? and state = 'reserved'", (journal_id,)
-        ).fetchall():
-            self.release(str(attempt_id))
-
-    def balance(self, scope: str, scope_id: str, window: Window | None = None) -> Balance:
-        """What counts against a limit of that scope, within a window or of all time."""
-        self._refresh()
-        live = self._db.execute(_LIVE).fetchall()
-        return self._counted(scope, scope_id, window, live).in_dollars()
-
-    def _counted(self, scope: str, scope_id: str, window: Window | None, live: _Live) -> _Counted:
-        column = _COLUMN.get(scope)
-        amounts = [0, 0]  # spent, reserved
-        for row in live:
-            if column is not None and row[column] != scope_id:
-                continue
-            if window is None or window.first_quarter <= row[6] < window.end_quarter:
-                amounts[row[0]] += row[7]
-        spent, in_doubt = self._stored(scope, scope_id, window)
-        return _Counted(spent + amounts[0], amounts[1], in_doubt)
+    def sums_changed(self) -> None:
+        """Have every process look at the sums again."""
+        self._sums_revision = None
+        self._db.execute("insert into meta values ('sums', '1') on conflict do update set value = value + 1")
 
     def _of_request(self, request_id: str) -> tuple[int, int]:
         row = self._row(
@@ -425,7 +307,7 @@ class Accounts:
         )
         return _whole(row[:2]), _whole(row[2:])
 
-    def _stored(self, scope: str, scope_id: str, window: Window | None) -> tuple[int, int]:
+    def stored(self, scope: str, scope_id: str, window: Window | None) -> tuple[int, int]:
         """What is spent and in doubt, but for what is live."""
         if scope == "request":
             return self._of_request(scope_id)

@@ -6,23 +6,18 @@ keep_to_file(ledger, …)        as bughive.toml says, whenever the ledger is op
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ledger.budgets import Budget, budget_of
-from ledger.errors import DamagedLedger, LedgerError, SettingsError, nearest
+from ledger.errors import LedgerError, SettingsError, nearest
 from ledger.events import BudgetSet
-from ledger.lines import journal_ids, merged_lines, parsed, read_parts
 from ledger.schema import TIER_ORDER
 
 if TYPE_CHECKING:
     from ledger.ledger import Ledger
     from ledger.settings import OwnBudget
-    from ledger.state import State
-
-_log = logging.getLogger("ledger")
 
 
 def set_budget(ledger: Ledger, budget: Budget) -> None:
@@ -119,28 +114,3 @@ def _record(ledger: Ledger, budget: Budget, wanted: Budget | None) -> None:
         raise LedgerError(
             f"the {budget} is recorded, and another change of it came at the same time; see the list"
         )
-
-
-def apply_living(path: Path, state: State) -> None:
-    """Tell state.db what journals hold that their writers have not told it yet.
-
-    Writers without a budget tell it now and then alone; whoever sets one must know what was spent by then.
-    """
-    from ledger.sealing import synced_content
-
-    folder = path / "journals"
-    positions = state.positions()
-    for journal_id in journal_ids(folder):
-        applied, is_closed = positions.get(journal_id, (0, False))
-        if is_closed:
-            continue
-        try:
-            lines = merged_lines(read_parts(folder, journal_id, synced_content))
-        except (DamagedLedger, FileNotFoundError) as error:
-            _log.warning("journal %s is not counted: %s", journal_id, error)
-            continue
-        events: list[tuple[int, Mapping[str, Any]]] = []
-        while (seq := applied + len(events) + 1) in lines:
-            events.append((seq, parsed(lines[seq])))
-        with state.transaction():
-            state.apply(journal_id, events)

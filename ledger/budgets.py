@@ -147,6 +147,8 @@ class Budgets:
         self._by_account: dict[tuple[str, str | None], list[Budget]] = {}
         for budget in self.all:
             self._by_account.setdefault((budget.scope, budget.scope_id), []).append(budget)
+        on_each_request = [budget.limit_usd for budget in self._by_account.get(("request", None), ())]
+        self._least_on_each_request = min(on_each_request, default=None)
         self._limits: dict[tuple[str | None, str, str, str, int], tuple[Limit, ...]] = {}  # of attempts alike
 
     def __bool__(self) -> bool:
@@ -171,6 +173,13 @@ class Budgets:
 
     def limits_on(self, hold: Hold, quarter: int) -> Limits:
         """What an attempt that starts in that quarter of an hour must keep to."""
+        of_request = [
+            _limit(budget, hold.request_id, quarter) for budget in self._on_request(hold.request_id)
+        ]
+        return Limits(of_request, self.shared_on(hold, quarter))
+
+    def shared_on(self, hold: Hold, quarter: int) -> tuple[Limit, ...]:
+        """The same but for limits of its request alone; one object for all attempts alike."""
         alike = (hold.session_id, hold.task, hold.tier, hold.model, quarter)
         limits = self._limits.get(alike)
         if limits is None:
@@ -179,12 +188,17 @@ class Budgets:
             of = dict(zip(("session", "task", "tier", "model"), alike[:4], strict=True))
             found = self.on(request=None, **of)
             limits = self._limits[alike] = tuple(_limit(*each, quarter) for each in found)
-        of_request = [
-            _limit(budget, hold.request_id, quarter)
-            for key in (("request", None), ("request", hold.request_id))
-            for budget in self._by_account.get(key, ())
-        ]
-        return Limits(of_request, limits)
+        return limits
+
+    def least_on_request(self, request_id: str) -> Decimal | None:
+        """The lowest limit on a request by itself, in USD; None: there is none."""
+        if ("request", request_id) not in self._by_account:
+            return self._least_on_each_request
+        return min(budget.limit_usd for budget in self._on_request(request_id))
+
+    def _on_request(self, request_id: str) -> list[Budget]:
+        found = self._by_account
+        return [*found.get(("request", None), ()), *found.get(("request", request_id), ())]
 
 
 def _limit(budget: Budget, scope_id: str, quarter: int) -> Limit:

@@ -25,6 +25,7 @@ FOLDED = (  # the fields of events that `fold` looks at
     *("scope", "scope_id", "mode", "limit_usd", "tz", "reason"),
     *circuit_table.FOLDED,
 )
+DATED = frozenset({"attempt_started", "budget_set", "circuit_opened", "circuit_closed"})  # by `occurred_at`
 
 
 class Spent(NamedTuple):
@@ -84,18 +85,18 @@ class Change:
 def fold(journal_id: str, events: Iterable[tuple[int, Mapping[str, Any]]]) -> Change:
     """The change a journal's events make, in their order; values may be JSON's or Python's."""
     change = Change()
+    started: dict[str, Mapping[str, Any]] = {}  # attempts without an outcome
     for seq, event in events:
         match event["event_type"]:
             case "attempt_started":
-                change.holds[event["attempt_id"]] = _hold(
-                    journal_id, event, event["occurred_at"], "in_flight"
-                )
+                started[event["attempt_id"]] = event
             case "attempt_settled":
                 _fold_money(change, event)
                 if event["billing"] != "unknown":
                     change.settled.add(event["attempt_id"])
             case "attempt_succeeded" | "attempt_failed" | "attempt_cancelled" | "attempt_abandoned":
                 _fold_money(change, event)
+                started.pop(event["attempt_id"], None)
                 keeps_ceiling = event["billing"] == "unknown" or _is_unpriced(event)
                 change.holds[event["attempt_id"]] = (
                     _hold(journal_id, event, event["started_at"], "in_doubt") if keeps_ceiling else None
@@ -110,24 +111,23 @@ def fold(journal_id: str, events: Iterable[tuple[int, Mapping[str, Any]]]) -> Ch
                 _fold_budget(change, event, journal_id, seq)
             case "journal_closed":
                 change.closed = True
+    for attempt_id, event in started.items():
+        change.holds[attempt_id] = _hold(journal_id, event, event["occurred_at"], "in_flight")
     return change
 
 
 def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
     cost = _cost_of(event)
-    unpriced = _is_unpriced(event)
-    if cost is None and not unpriced:
+    if cost is None and not _is_unpriced(event):
         return
-    amount = pico(cost) if cost is not None else 0
-    spent = Spent(
-        quarter_of(event["started_at"]),
-        event.get("session_id"),
-        event["task"],
-        event["tier"],
-        event["model"],
-    )
+    quarter = quarter_of(event["started_at"])
+    spent = Spent(quarter, event.get("session_id"), event["task"], event["tier"], event["model"])
+    amount = 0
+    if cost is None:
+        change.unpriced_attempts[spent] += 1
+    else:
+        amount = pico(cost)
     change.spent_pico[spent] += amount
-    change.unpriced_attempts[spent] += unpriced
     if event["event_type"] != "attempt_settled":  # a settlement may come after the request's end
         change.request_spent_pico[event["request_id"]] += amount
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from ledger.errors import LedgerError
 from ledger.events import REQUEST_ENDS, JournalClosed, JournalOpened, rfc3339
 from ledger.files import open_private, sync_data, sync_folder, try_lock, write_all
+from ledger.fold import DATED
 from ledger.lines import facts_of, line_head, numbered, part_path, stamped_line
 from ledger.together import Together
 
@@ -184,11 +185,13 @@ class Journal:
         while commit is not None and commit.last_seq > confirmed_seq:
             commit = commit.before
         while commit is not None:
-            first_seq = commit.last_seq - len(commit.events) + 1
-            taken.extend(
-                (first_seq + index, {**vars(event), "occurred_at": commit.occurred_at})
-                for index, event in reversed(list(enumerate(commit.events)))
-            )
+            seq = commit.last_seq
+            for event in reversed(commit.events):
+                facts = vars(event)
+                if facts["event_type"] in DATED:
+                    facts = {**facts, "occurred_at": commit.occurred_at}
+                taken.append((seq, facts))
+                seq -= 1
             commit = commit.before
         return taken[::-1]
 

@@ -24,20 +24,20 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import apsw
 from pydantic import BaseModel
 
 from ledger import price_books
-from ledger.budgeting import apply_living, budgets_of, keep_to_file, lift_budget, set_budget
-from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Limits, Warned
+from ledger.budgeting import budgets_of, keep_to_file, lift_budget, set_budget
+from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Warned
 from ledger.circuit_board import CircuitBoard
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.events import (
@@ -48,9 +48,11 @@ from ledger.history import all_runs
 from ledger.journal import Clock, Journal
 from ledger.layout import lay_out
 from ledger.lines import journal_ids, last_seq
+from ledger.living import tell_of_living
 from ledger.prices import PriceBook
 from ledger.recovery import has_living_writers
 from ledger.request_log import RequestLog
+from ledger.reservations import OthersMayLag
 from ledger.settings import Durability, Settings
 from ledger.state import State
 from ledger.windows import quarter_of
@@ -70,6 +72,7 @@ _OUTCOME_WAITS_S = 0.25  # to tell state.db, where budgets wait for the rest of 
 ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
 SEAL_AT_BYTES = 32_000_000  # about 50,000 events
+TELL_AT_COMMITS = 16  # with outcomes of attempts whose ceilings are held: until then these count
 APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
 
 
@@ -77,7 +80,7 @@ class Held(NamedTuple):
     """A ceiling that is held: in which quarter of an hour, and the warn limits it crosses."""
 
     quarter: int
-    warned: list[Warned]
+    warned: Sequence[Warned]
 
 
 def utc_now() -> datetime:
@@ -127,7 +130,8 @@ class Ledger:
         self._current: Journal | None = None
         self._some_wait = False  # lines of these journals, for the disk
         self._open_state: State | None = None
-        self._budgets = NO_BUDGETS  # as of the last look
+        self.is_limited = False  # by more than what single calls bring along, as of the last look
+        self._untold_commits = 0
         self._applied: set[str] = set()  # closed journals that state.db knows to their end
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
@@ -266,8 +270,7 @@ class Ledger:
     def budgets(self) -> Budgets:
         """The budgets in force now, whoever set them. Raises LedgerError where that cannot be told."""
         with self._state() as state:
-            self._budgets = state.budgets()
-            return self._budgets
+            return state.budgets()
 
     def set_budget(self, budget: Budget) -> None:
         """Set a budget, or set it anew; it holds for every attempt that begins from now on, in any process.
@@ -282,22 +285,64 @@ class Ledger:
 
     def budgets_known(self) -> Budgets:
         """The budgets in force, as of this process's last look; looked at now where there were none."""
-        return self._budgets or self.budgets()
+        state = self._open_state
+        return (state.known_budgets if state is not None else NO_BUDGETS) or self.budgets()
 
-    def reserve(self, journal: Journal, hold: Hold, limits: Sequence[Limit] = ()) -> Held:
-        """Hold a ceiling in a journal's name, as RequestLog.reserve. Raises BudgetExceeded, LedgerError."""
+    def reserve(
+        self,
+        journal: Journal,
+        hold: Hold,
+        limits: Sequence[Limit] = (),
+        earlier_usd: Decimal | None = None,
+    ) -> Held:
+        """Hold a ceiling in a journal's name, as RequestLog.reserve. Raises BudgetExceeded, LedgerError.
+
+        earlier_usd: the ceilings of all earlier attempts of its request; None: not known.
+        """
         quarter = quarter_of(self._clock())
+        asked = (journal.id, hold, limits, quarter)
+        if not self._becomes_limited(limits) and self._is_held_at_once(*asked, earlier_usd):
+            return Held(quarter, ())
+        own = self._own_journals()
+        told = {each.id for each in own}
 
-        def held(state: State) -> Held:
-            self._budgets = state.budgets()
-            own, shared = self._budgets.limits_on(hold, quarter)
-            return Held(quarter, state.reserve(journal.id, hold, Limits([*limits, *own], shared), quarter))
+        def warned(state: State) -> list[Warned]:
+            return state.reserve(*asked, told)
 
-        return self._transact(self._own_journals(), held)
+        while True:
+            try:
+                return Held(quarter, self._transact(own, warned))
+            except OthersMayLag as lag:
+                self._read_living(lag.journal_ids)
+                told |= lag.journal_ids
 
-    def catch_up(self, journal: Journal) -> None:
-        """Tell state.db what a journal has written, without waiting long for others."""
-        self._apply_quietly(journal, wait_s=_OUTCOME_WAITS_S)
+    def _becomes_limited(self, limits: Sequence[Limit]) -> bool:
+        """Whether more than single requests are limited in this process from now on.
+
+        Noted before its journals are told of: what they get from now on is told of by whoever appends it.
+        """
+        if self.is_limited:
+            return False
+        self.is_limited = bool(self.budgets_known()) or any(limit.scope != "request" for limit in limits)
+        return self.is_limited
+
+    def _is_held_at_once(self, *asked: Any) -> bool:
+        with self._state_lock:
+            state = self._open_state
+            try:
+                return state is not None and state.reserve_at_once(*asked)
+            except apsw.Error as error:
+                raise state.error_of(error) from error  # type: ignore[union-attr]  # it has raised it
+
+    def tell(self, journal: Journal, *, can_wait: bool) -> None:
+        """State.db is to know what a journal has written, without waiting long for others.
+
+        can_wait: until some more has come; what state.db knows instead counts no less.
+        """
+        self._untold_commits += 1
+        if not (can_wait and self._untold_commits < TELL_AT_COMMITS):
+            self._untold_commits = 0
+            self._apply_quietly(journal, wait_s=_OUTCOME_WAITS_S)
 
     def read_state(self, ask: Callable[[State], _T]) -> _T:
         """What state.db says once it knows all that this process has written."""
@@ -326,8 +371,14 @@ class Ledger:
     def apply_living(self) -> None:
         """Tell state.db what living journals of all processes hold, though their owners have not yet."""
         self._catch_up()
-        with self._state() as state:
-            apply_living(self.path, state)
+        self._read_living(journal_ids(self.path / "journals"))
+
+    def _read_living(self, journal_ids: Iterable[str]) -> None:
+        try:
+            with self._state() as state:
+                tell_of_living(self.path, state, journal_ids)
+        except OSError as error:
+            raise LedgerError(f"journals of {self.path} cannot be read: {error}") from error
 
     def record(self, *events: BaseModel) -> None:
         """Append events that belong to no request, as one commit; durable on return, and in state.db.

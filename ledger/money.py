@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal, DecimalException, InvalidOperation
+from functools import lru_cache
 
 MONEY_PLACES = 12
 MONEY = Context(prec=60, rounding=ROUND_HALF_EVEN, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[InvalidOperation])
 _QUANTUM = Decimal(1).scaleb(-MONEY_PLACES)
 _BOUND_DIGITS = 6  # below a million dollars
 
-__all__ = ["MONEY", "MONEY_PLACES", "dollars", "pico", "plain", "total", "usd"]
+__all__ = ["MONEY", "MONEY_PLACES", "dollars", "known_pico", "pico", "plain", "total", "usd"]
 
 
 def usd(amount: Decimal | str | int) -> Decimal | None:
@@ -37,6 +38,10 @@ def usd(amount: Decimal | str | int) -> Decimal | None:
 def pico(amount: Decimal | str) -> int:
     """USD as a whole number of 1e-12 USD; exact for what a ledger's decimal holds."""
     return int(Decimal(amount).scaleb(MONEY_PLACES, context=MONEY))
+
+
+known_pico = lru_cache(maxsize=1_024)(pico)
+"""The same, remembered: limits and ceilings come again and again."""
 
 
 def dollars(amount: int) -> Decimal:

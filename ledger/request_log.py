@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel
@@ -22,10 +23,12 @@ from ledger.events import (
     AttemptCancelled,
     AttemptStarted,
     BudgetWarned,
+    CeilingBroken,
     RequestFailed,
     RequestReceived,
 )
 from ledger.journal import Journal, MomentPassed
+from ledger.money import MONEY
 from ledger.windows import quarter_of
 
 if TYPE_CHECKING:
@@ -59,7 +62,9 @@ class RequestLog:
         self._begun = False
         self._ended = False
         self._reserved: _Reserved | None = None  # until its attempt has started
-        self._is_limited = False  # whether state.db is to know an outcome at once: others wait for the rest
+        self._asked_for: str | None = None  # likewise: the attempt that a ceiling may be held for
+        self._earlier_usd: Decimal | None = Decimal(0)  # ceilings of its attempts; None: one has none
+        self._is_held = False  # whether a ceiling counts until state.db is told of the attempt's outcome
         self.started_at = datetime.min.replace(tzinfo=UTC)  # of the request, once begun
 
     @property
@@ -85,7 +90,12 @@ class RequestLog:
         that cannot be told; then nothing is held. Where the attempt starts in a later quarter of an hour,
         which may be of another day, `append` does this again, and raises the same.
         """
-        quarter, warned = self._ledger.reserve(self._journal, hold, limits)
+        self._asked_for = hold.attempt_id  # a Ctrl-C may come when it is held, and before that is noted
+        try:
+            quarter, warned = self._ledger.reserve(self._journal, hold, limits, self._earlier_usd)
+        except BudgetError:
+            self._asked_for = None
+            raise
         self._reserved = _Reserved(hold, limits, quarter, [self._warning(hold, each) for each in warned])
 
     def _warning(self, hold: Hold, warned: Warned) -> BudgetWarned:
@@ -138,14 +148,26 @@ class RequestLog:
             if ends or starting or not self._begun:
                 self._end()
             raise
+        is_new = bool(starting) and self._reserved is None  # state.db has not heard of the attempt
         if starting:
-            self._is_limited, self._reserved = self._reserved is not None, None
+            self._earlier_usd = _with_ceilings(self._earlier_usd, starting)
+            self._is_held = self._reserved is not None and self._reserved.hold.asked_usd is not None
+            self._reserved = self._asked_for = None
         if ends:
             self._end()
         self._ledger.journal_appended(self._journal, occurred_at)
-        if self._is_limited and not starting:
-            self._ledger.catch_up(self._journal)
+        if is_new or not starting:
+            self._tell(events)
         return occurred_at
+
+    def _tell(self, events: Sequence[BaseModel]) -> None:
+        """Tell state.db of what counts now: at once where what it knows instead may count less."""
+        is_above = any(type(event) is CeilingBroken for event in events)
+        if is_above:
+            self._earlier_usd = None
+        can_wait = self._is_held and not is_above
+        if self._ledger.is_limited or self._is_held:
+            self._ledger.tell(self._journal, can_wait=can_wait)
 
     def _start(
         self, events: Sequence[BaseModel], ending: Callable[[datetime], Sequence[BaseModel]]
@@ -158,7 +180,7 @@ class RequestLog:
                 )
             except MomentPassed:
                 self._ledger.release(reserved.hold.attempt_id)
-                self._reserved = None
+                self._reserved = self._asked_for = None
                 self.reserve(reserved.hold, reserved.limits)
         return self._journal.append(events, unless_confirmed=ending)
 
@@ -175,9 +197,15 @@ class RequestLog:
 
     def _end(self) -> None:
         self._ended = True
-        if self._reserved is not None:
-            self._ledger.release(self._reserved.hold.attempt_id)
+        if self._asked_for is not None:
+            self._ledger.release(self._asked_for)
         self._ledger.request_ended(self._journal)
+
+
+def _with_ceilings(usd: Decimal | None, starting: Sequence[AttemptStarted]) -> Decimal | None:
+    for attempt in starting:
+        usd = None if usd is None or attempt.reserved_usd is None else MONEY.add(usd, attempt.reserved_usd)
+    return usd
 
 
 def _with_warnings(events: Sequence[BaseModel], warnings: Sequence[BudgetWarned]) -> Sequence[BaseModel]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ import apsw
 
 from ledger import circuit_table
 from ledger.accounts import CLEARED_TO_REBUILD, TABLES, Accounts
-from ledger.budgets import Balance, Budget, Budgets, Hold, Limits, Warned
+from ledger.budgets import Balance, Budget, Budgets, Hold, Limit, Limits, Warned
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.files import open_private
 from ledger.fold import FOLDED, fold
+from ledger.reservations import Reservations
 from ledger.windows import QUARTER_S, Window, quarter_of
 
 __all__ = ["FOLDED", "QUARTER_S", "STATE_VERSION", "State", "fold", "quarter_of"]
 
 STATE_VERSION = 4
 _PAGE_BYTES = 1024  # rows are short, and a commit writes whole pages
+_CHECKPOINT_AT_PAGES = 4_000  # 4 MB: each waits for the disk
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
 _HASTY_POLLS = 5
 
@@ -65,6 +67,7 @@ class State:
                 self._db.pragma("page_size", _PAGE_BYTES)  # of a new file
                 self._use_wal()
                 self._accounts = Accounts(self._db)
+                self._reservations = Reservations(self._db, self._accounts)
                 if self._db.pragma("user_version") != STATE_VERSION:
                     self._create()
             except BaseException:
@@ -100,6 +103,7 @@ class State:
         while True:
             try:
                 self._db.pragma("journal_mode", "wal")
+                self._db.wal_autocheckpoint(_CHECKPOINT_AT_PAGES)
                 self._db.pragma("synchronous", "normal")  # a power loss takes the latest; it is derived
                 return
             except apsw.BusyError:
@@ -172,6 +176,13 @@ class State:
         """The number of the last event of a journal that was applied; 0: none."""
         return int(self._db.execute("select seq from positions where journal_id = ?", (journal_id,)).get or 0)
 
+    def applied(self, journal_id: str) -> tuple[int, bool]:
+        """The same, and whether the journal is closed."""
+        row = self._db.execute(
+            "select seq, closed from positions where journal_id = ?", (journal_id,)
+        ).fetchone()
+        return (0, False) if row is None else (int(row[0]), bool(row[1]))
+
     def positions(self) -> dict[str, tuple[int, bool]]:
         """Per journal the number of the last applied event, and whether the journal is closed."""
         rows = self._db.execute("select journal_id, seq, closed from positions")
@@ -199,30 +210,69 @@ class State:
             "insert or replace into positions values (?, ?, ?)", (journal_id, new[-1][0], change.closed)
         )
         if change.closed:
-            self._accounts.release_all(journal_id)
+            self._reservations.release_all(journal_id)
 
     def budgets(self) -> Budgets:
         """The budgets in force."""
         return self._accounts.budgets()
 
+    @property
+    def known_budgets(self) -> Budgets:
+        """The budgets in force as of the last look."""
+        return self._accounts.known_budgets
+
     def budget_set_at(self, budget: Budget) -> str | None:
         """When a budget was last set or lifted, as a text that sorts; None: never."""
         return self._accounts.budget_set_at(budget)
 
-    def reserve(self, journal_id: str, hold: Hold, limits: Limits, quarter: int) -> list[Warned]:
+    def reserve_at_once(
+        self, journal_id: str, hold: Hold, own: Sequence[Limit], quarter: int, earlier_usd: Decimal | None
+    ) -> bool:
+        """Hold a ceiling if it is sure to fit at a glance; a transaction of its own.
+
+        own: the limits that its call brings along. earlier_usd: no less than what counts for its request so
+        far; None: not known. False: nothing is held, and `reserve` is to look.
+        """
+        fits = self._reservations.glance(hold, own, quarter, earlier_usd)
+        if fits is None:
+            return False
+        try:
+            self.begin()
+            is_held = self._reservations.reserve_if(fits, journal_id, hold, quarter)
+            self.commit()
+        except BaseException:
+            self.undo()
+            raise
+        if is_held:
+            self._reservations.committed()
+        return is_held
+
+    def reserve(
+        self,
+        journal_id: str,
+        hold: Hold,
+        own: Sequence[Limit],
+        quarter: int,
+        told: Collection[str] | None = None,
+    ) -> list[Warned]:
         """Hold a ceiling if every hard limit would still hold with it. In a transaction.
 
-        Gives the warn limits it crosses. Raises BudgetError for the first hard limit that would not hold.
+        own: the limits that its call brings along. told: journals of which all is known here; None: all.
+        Gives the warn limits it crosses. Raises BudgetError for the first hard limit that would not hold,
+        OthersMayLag where that is not sure.
         """
-        return self._accounts.reserve(journal_id, hold, limits, quarter)
+        of_request, shared = self._accounts.budgets().limits_on(hold, quarter)
+        return self._reservations.reserve(
+            journal_id, hold, Limits([*own, *of_request], shared), quarter, told
+        )
 
     def release(self, attempt_id: str) -> None:
         """Let go of a reservation whose attempt never started."""
-        self._accounts.release(attempt_id)
+        self._reservations.release(attempt_id)
 
     def balance(self, scope: str, scope_id: str, window: Window | None = None) -> Balance:
         """What counts against a limit of that scope, within a window or of all time."""
-        return self._accounts.balance(scope, scope_id, window)
+        return self._reservations.balance(scope, scope_id, window)
 
     def session_spent(self, session_id: str) -> Decimal | None:
         """What a session has cost; None where something of it is in doubt, or has no price."""

@@ -14,14 +14,13 @@ from typing import Any
 import budget_storm
 import pytest
 from events_by_hand import answered_request, completed, failed, received, started, succeeded
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.budgets import Budget, Budgets, Hold, Limit, budget_of
+from ledger.budgets import Budget, Hold, Limit, budget_of
 from ledger.errors import BudgetExceeded, LedgerError, SettingsError, UnboundedRequest, UnpricedModel
 from ledger.ledger import Ledger
 from ledger.request_log import RequestLog
-from ledger.state import State
 from ledger.verify import verify
 from ledger.windows import quarter_of, window_of, zone_named
 
@@ -434,140 +433,6 @@ def test_a_clock_behind_the_last_change_of_a_budget_is_told(ledger: Ledger, cloc
 
 
 # the proof
-
-_USD = st.integers(0, 10**9).map(lambda number: D(number).scaleb(-9))
-_STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(("reserve", "start", "answer", "doubt", "settle", "crash", "catch up", "rebuild")),
-        st.integers(0, 7),
-        _USD,
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(_STEPS)
-def test_state_db_counts_as_a_model_does_whatever_comes_in_whatever_order(steps: Any) -> None:
-    """Reserve, start, outcome, settlement, crash, catching up late: the limit holds, sums are right."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        _Model(State(Path(folder) / "state.db")).play(steps)
-
-
-class _Model:
-    """Two journals, what they have written, and what should count."""
-
-    LIMIT = D(2)
-
-    def __init__(self, state: State) -> None:
-        self.state = state
-        self.journals: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
-        self.told = {"a": 0, "b": 0}
-        self.reserved: dict[str, tuple[str, Decimal]] = {}  # attempt: journal, ceiling
-        self.in_flight: dict[str, tuple[str, Decimal]] = {}
-        self.doubt: dict[str, Decimal] = {}
-        self.spent = D(0)
-        self.count = 0
-        self.limits = Budgets([Budget("session", "s", self.LIMIT), Budget("day", None, self.LIMIT)])
-
-    def play(self, steps: Any) -> None:
-        for what, which, amount in steps:
-            getattr(self, "_" + what.replace(" ", "_"))("ab"[which % 2], which, amount)
-            held = [*self.reserved.values(), *self.in_flight.values()]
-            counts = self.spent + sum((usd for _, usd in held), D(0)) + sum(self.doubt.values(), D(0))
-            assert counts <= self.LIMIT
-        for journal in self.journals:
-            self._catch_up(journal, 0, D(0))
-        balance = self.state.balance("session", "s")
-        held = [*self.reserved.values(), *self.in_flight.values()]
-        assert balance == (self.spent, sum((usd for _, usd in held), D(0)), sum(self.doubt.values(), D(0)))
-        window = window_of("day", "UTC", 5)
-        assert self.state.balance("day", window.label, window) == balance
-        self.state.close()
-
-    def _reserve(self, journal: str, which: int, amount: Decimal) -> None:
-        self.count += 1
-        name = f"{self.count:03}"
-        asked = Hold(name, name, "s", "t", "T", "m", amount)
-        try:
-            with self.state.transaction():
-                self.state.reserve(journal, asked, self.limits.limits_on(asked, 5), 5)
-        except BudgetExceeded:
-            return
-        self.reserved[name] = journal, amount
-
-    def _start(self, journal: str, which: int, amount: Decimal) -> None:
-        if self.reserved:
-            name, (journal, ceiling) = self.reserved.popitem()
-            self.in_flight[name] = journal, ceiling
-            self._write(journal, "attempt_started", name, ceiling)
-
-    def _answer(self, journal: str, which: int, amount: Decimal) -> None:
-        if self.in_flight:
-            name, (journal, ceiling) = self.in_flight.popitem()
-            cost = min(amount, ceiling)
-            self.spent += cost
-            self._write(journal, "attempt_succeeded", name, billing="billed", billed_cost_usd=cost)
-
-    def _doubt(self, journal: str, which: int, amount: Decimal) -> None:
-        if self.in_flight:
-            name, (journal, ceiling) = self.in_flight.popitem()
-            self.doubt[name] = ceiling
-            self._write(journal, "attempt_failed", name, ceiling, billing="unknown")
-
-    def _settle(self, journal: str, which: int, amount: Decimal) -> None:
-        if self.doubt:
-            name, ceiling = self.doubt.popitem()
-            cost = min(amount, ceiling)
-            self.spent += cost
-            self._write(journal, "attempt_settled", name, billing="billed", billed_cost_usd=cost)
-
-    def _crash(self, journal: str, which: int, amount: Decimal) -> None:
-        """Recovery ends what a journal left open; a new one takes its place."""
-        for name in [name for name, (of, _) in self.in_flight.items() if of == journal]:
-            self.doubt[name] = self.in_flight.pop(name)[1]
-            self._write(journal, "attempt_abandoned", name, self.doubt[name], billing="unknown")
-        self.reserved = {name: held for name, held in self.reserved.items() if held[0] != journal}
-        self._write(journal, "journal_closed", None)
-        self._catch_up(journal, 0, D(0))
-        self.journals[journal + "+"] = self.journals.pop(journal)
-        self.told[journal + "+"] = self.told.pop(journal)
-        self.journals[journal], self.told[journal] = [], 0
-        self._rename(journal)
-
-    def _rename(self, journal: str) -> None:
-        """The position of the closed one goes under another name, so that its successor begins at 1."""
-        db = self.state._db
-        db.execute("delete from positions where journal_id = ?", (journal,))
-        self.journals.pop(journal + "+")
-        self.told.pop(journal + "+")
-
-    def _catch_up(self, journal: str, which: int, amount: Decimal) -> None:
-        events = list(enumerate(self.journals[journal], start=1))
-        with self.state.transaction():
-            self.state.apply(journal, events[max(self.told[journal] - which % 3, 0) :])  # some once more
-        self.told[journal] = len(events)
-
-    def _rebuild(self, journal: str, which: int, amount: Decimal) -> None:
-        with self.state.transaction():
-            self.state._accounts.sum_up()
-
-    def _write(
-        self, journal: str, event_type: str, name: str | None, ceiling: Any = None, **fields: Any
-    ) -> None:
-        of = {
-            "request_id": name,
-            "attempt_id": name,
-            "session_id": "s",
-            "task": "t",
-            "tier": "T",
-            "model": "m",
-        }
-        at = datetime(1970, 1, 1, 1, 15, tzinfo=UTC)
-        event = {"event_type": event_type, **of, "occurred_at": at, "started_at": at, "reserved_usd": ceiling}
-        self.journals[journal].append(event | fields)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks processes that use threads")
