@@ -126,7 +126,7 @@ class Accounts:
         rows = [
             (*spent, amount, change.unpriced_attempts[spent]) for spent, amount in change.spent_pico.items()
         ]
-        if len(rows) <= _FEW and all(abs(row[5]) < INTEGER_AT_MOST for row in rows):
+        if len(rows) <= _FEW and all(0 <= row[5] < INTEGER_AT_MOST for row in rows):
             self._run("insert into unsummed values (null, ?, ?, ?, ?, ?, ?, ?)", rows)
             if rows and self._db.last_insert_rowid() > _SUMMED_AT_ONCE:  # ids begin at 1 in an empty table
                 self.sum_up()

@@ -38,6 +38,7 @@ _STANDING = (
 _HOLD = "insert into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')"
 _MICRO = 1_000_000  # pico
 _ALIKE_AT_MOST = 1_024
+_ALWAYS_LOOK = -INTEGER_AT_MOST
 _Live = Sequence[tuple[Any, ...]]
 
 
@@ -84,12 +85,8 @@ class Reservations:
         self._accounts = accounts
         self._room: dict[int, tuple[tuple[Limit, ...], int]] = {}  # as of the accounts' revision
         self._crossed: set[Any] = set()  # likewise
-        self._standing: tuple[tuple[str, str], int, int] = (
-            ("", ""),
-            0,
-            -1,
-        )  # revision, live, version of the file
-        self._held = ("", ""), 0
+        self._standing: tuple[Any, int, int] = None, 0, -1  # revision, live micro, and of which version
+        self._held: tuple[Any, int] = None, 0  # the same, if it is committed
 
     def glance(
         self, hold: Hold, own: Sequence[Limit], quarter: int, earlier_usd: Decimal | None
@@ -99,7 +96,7 @@ class Reservations:
         own: limits that the call brings along. earlier_usd: no less than what counts for its request so far.
         """
         asked_usd, accounts = hold.asked_usd, self._accounts
-        if asked_usd is None or earlier_usd is None or self._crossed or accounts.revision is None:
+        if asked_usd is None or earlier_usd is None or accounts.revision is None:
             return None
         shared = accounts.known_budgets.shared_on(hold, quarter)
         room = self._room.get(id(shared))
@@ -150,10 +147,9 @@ class Reservations:
         asked = 0 if asked_usd is None else pico(asked_usd)
         warned: list[Warned] = []
         at_most = row[0] * _MICRO + asked
-        look_closer = asked_usd is None or bool(self._crossed)
-        if limits.own and (look_closer or at_most > self._least_room(limits.own)):
+        if asked_usd is None or at_most > self._least_room(limits.own):
             self._check(limits.own, hold, asked, told, warned)
-        if self._room_under(limits.shared) < at_most or look_closer:
+        if asked_usd is None or at_most > self._room_under(limits.shared):
             self._check(limits.shared, hold, asked, told, warned)
         if asked_usd is not None:
             self._db.execute(_HOLD, (hold[0], journal_id, *hold[1:6], asked, quarter))
@@ -169,12 +165,18 @@ class Reservations:
         return room[1]
 
     def _least_room(self, limits: Sequence[Limit]) -> int:
-        stored = self._accounts.stored
-        left = (
-            known_pico(limit.limit_usd) - sum(stored(limit.scope, limit.scope_id, limit.window))
-            for limit in limits
-        )
-        return min(left, default=INTEGER_AT_MOST)
+        return min(map(self._room_of, limits), default=INTEGER_AT_MOST)
+
+    def _room_of(self, limit: Limit) -> int:
+        """What may be live at most without another look: also for a warning to be taken back in time."""
+        stored = self._accounts.stored(limit.scope, limit.scope_id, limit.window)
+        room = known_pico(limit.limit_usd) - sum(stored)
+        if not self._is_crossed(limit):
+            return room
+        return INTEGER_AT_MOST if room < 0 else _ALWAYS_LOOK
+
+    def _is_crossed(self, limit: Limit) -> bool:
+        return limit.mode == "warn" and _key(limit) in self._crossed
 
     def _check(
         self, limits: Sequence[Limit], hold: Hold, asked: int, told: Told | None, warned: list[Warned]
@@ -183,8 +185,8 @@ class Reservations:
         for limit in limits:
             counted = self._counted(limit.scope, limit.scope_id, limit.window, live, told)
             over = counted.total + asked - known_pico(limit.limit_usd)
-            is_told_of = limit.mode == "warn" and _key(limit) in self._crossed
-            if 0 < over <= counted.of_others and hold.asked_usd is not None and not is_told_of:
+            is_known_above = hold.asked_usd is None or self._is_crossed(limit)
+            if 0 < over <= counted.of_others and not is_known_above:
                 raise OthersMayLag(counted.others)
             if limit.mode == "warn":
                 if self._crosses(limit, hold, over <= 0):

@@ -291,6 +291,18 @@ def test_a_warning_is_given_once_for_each_crossing(ledger: Ledger, caplog: pytes
     assert verify(ledger.path).findings == []
 
 
+def test_a_warning_that_was_given_does_not_speak_for_a_hard_limit_of_the_same_amount(ledger: Ledger) -> None:
+    ledger.set_budget(Budget("session", None, D("0.03"), "warn"))
+    for number in range(40):  # of so many tasks that they are summed up at once
+        name, task = f"r-{number}", f"task-{number}"
+        answer(begin(ledger, name, D("0.001"), task=task), name, "0.001", task=task)
+    ledger.set_budget(Budget("session", None, D("0.03"), "hard"))
+    with pytest.raises(BudgetExceeded, match="session s-1"):
+        begin(ledger, "one too many")
+    begin(ledger, "another's", session_id="s-2")
+    assert [event["request_id"] for event in events(ledger, "budget_warned")] == ["r-30"]
+
+
 def test_a_warning_whose_attempt_never_started_is_given_with_the_next(ledger: Ledger) -> None:
     ledger.set_budget(Budget("all", None, D("0.005"), "warn"))
     log = ledger.open_request(received("r-1"))
