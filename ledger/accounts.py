@@ -26,7 +26,7 @@ import apsw
 
 from ledger.budgets import Budget, Budgets
 from ledger.errors import LedgerError
-from ledger.fold import BudgetKey, BudgetRow, Change, HoldRow, Spent
+from ledger.fold import BudgetKey, BudgetRow, Change, Events, HoldRow, Spent, fold
 from ledger.money import dollars
 from ledger.windows import Window
 
@@ -93,6 +93,18 @@ select 'model', model, quarter, spent_pico / 1000000, spent_pico % 1000000, unpr
 union all
 select 'session', session_id, quarter, spent_pico / 1000000, spent_pico % 1000000, unpriced_attempts
 from unsummed where session_id is not null
+"""
+_OF_SESSION = (
+    f"from sums where scope = 'session' and scope_id = ?1 and first_quarter = {_EVER[0]}"
+    f" and end_quarter = {_EVER[1]}"
+)
+_LATELY_OF_SESSION = "from unsummed where session_id = ?1"
+_SESSION_SPENT = f"""
+select exists (select 1 from doubts where session_id = ?1),
+    coalesce((select seq from positions where journal_id = ?2), 0),
+    (select spent_micro {_OF_SESSION}), (select spent_rest {_OF_SESSION}),
+    (select sum(spent_pico / {_PICO_PER_MICRO}) {_LATELY_OF_SESSION}),
+    (select sum(spent_pico % {_PICO_PER_MICRO}) {_LATELY_OF_SESSION})
 """
 CLEARED_TO_REBUILD = (*("balances", "sums", "unsummed", "request_spent", "doubts", "settled", "budgets"),)
 
@@ -352,20 +364,20 @@ class Accounts:
 
     # reading
 
-    def session_spent(self, session_id: str) -> Decimal | None:
-        """What a session has cost; None where that is not all known, as something of it is in doubt."""
-        if (
-            self._db.execute("select 1 from doubts where session_id = ? limit 1", (session_id,)).get
-            is not None
-        ):
+    def session_spent(self, session_id: str, journal_id: str, untold: Events) -> Decimal | None:
+        """What a session has cost; None where that is not all known, as something of it is in doubt.
+
+        untold: events of that journal that may not have been counted yet.
+        """
+        row: Any = self._db.execute(_SESSION_SPENT, (session_id, journal_id)).fetchone()
+        has_doubts, position, spent, lately = row[0], row[1], row[2:4], row[4:]
+        new = [
+            (seq, event) for seq, event in untold if seq > position and event.get("session_id") == session_id
+        ]
+        change = fold(journal_id, new)
+        if has_doubts or any(hold is not None and hold.state == "in_doubt" for hold in change.holds.values()):
             return None
-        lately = self._db.execute(
-            f"select sum(spent_pico / {_PICO_PER_MICRO}), sum(spent_pico % {_PICO_PER_MICRO})"
-            " from unsummed where session_id = ?",
-            (session_id,),
-        ).fetchone()
-        row = self._sums_row(("session", session_id, *_EVER))
-        return dollars(_whole(lately) + (_whole(row[:2]) if row else 0))
+        return dollars(_whole(spent) + _whole(lately) + sum(change.spent_pico.values()))
 
     def dump(self) -> dict[str, list[tuple[Any, ...]]]:
         """All derived rows, sorted; sums, as they are of the rest, left out, and reservations."""

@@ -6,7 +6,7 @@ fold(journal_id, [(seq, event), …]) ──▶ Change ──▶ State.apply wri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -17,6 +17,7 @@ from ledger.money import pico
 from ledger.windows import quarter_of
 
 HoldState = Literal["reserved", "in_flight", "in_doubt"]
+Events = Sequence[tuple[int, Mapping[str, Any]]]  # of a journal, with their numbers, in order
 BudgetKey = tuple[str, str, str]  # scope, scope_id, mode
 
 FOLDED = (  # the fields of events that `fold` looks at
@@ -73,7 +74,7 @@ class Change:
 
     spent_pico: Counter[Spent] = field(default_factory=Counter)
     unpriced_attempts: Counter[Spent] = field(default_factory=Counter)
-    request_spent_pico: Counter[str] = field(default_factory=Counter)
+    request_spent_pico: dict[str, int] = field(default_factory=dict)
     requests_ended: set[str] = field(default_factory=set)
     holds: dict[str, HoldRow | None] = field(default_factory=dict)  # None: let go
     settled: set[str] = field(default_factory=set)
@@ -129,7 +130,8 @@ def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
         amount = pico(cost)
     change.spent_pico[spent] += amount
     if event["event_type"] != "attempt_settled":  # a settlement may come after the request's end
-        change.request_spent_pico[event["request_id"]] += amount
+        request_id, of_request = event["request_id"], change.request_spent_pico
+        of_request[request_id] = of_request.get(request_id, 0) + amount
 
 
 def _cost_of(event: Mapping[str, Any]) -> Decimal | str | None:

@@ -73,6 +73,7 @@ ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
 SEAL_AT_BYTES = 32_000_000  # about 50,000 events
 TELL_AT_COMMITS = 16  # with outcomes of attempts whose ceilings are held: until then these count
+COUNTED_AT_MOST = 8  # events, one by one, for a question; more are told
 APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
 
 
@@ -350,33 +351,39 @@ class Ledger:
 
     def session_spent(self, session_id: str) -> Decimal | None:
         """What a session has cost, as state.db has it; None where that may not be all. Raises LedgerError."""
-        if not self._knows_all():
+        own = self._own_journals()
+        if not self._knows_others({journal.id for journal in own}):
             return None
-        return self.read_state(lambda state: state.session_spent(session_id))
+        journal_id, untold = "", []
+        if len(own) == 1:  # what it has not told yet is added here: nothing is written for a question
+            journal_id, untold = own[0].id, own[0].take_unapplied()
+        if len(own) > 1 or len(untold) > COUNTED_AT_MOST:
+            self._catch_up()
+            untold = []
+        with self._state() as state:
+            return state.session_spent(session_id, journal_id, untold)
 
-    def _knows_all(self) -> bool:
-        """Whether state.db has been told of all that other processes' journals hold."""
-        own = {journal.id for journal in self._own_journals()}
-        others = [name for name in journal_ids(self.path / "journals") if name not in own | self._applied]
-        if others:
-            positions = self.read_state(lambda state: state.positions())
-            for name in others:
-                applied_seq, is_closed = positions.get(name, (0, False))
-                if last_seq(self.path / "journals", name) != applied_seq:
-                    return False
-                if is_closed:
-                    self._applied.add(name)
-        return True
+    def _knows_others(self, own: set[str]) -> bool:
+        """Whether state.db knows all that journals of others hold, after they were read where it did not."""
+        folder = self.path / "journals"
+        others = [name for name in journal_ids(folder) if name not in own and name not in self._applied]
+        if not others:
+            return True
+        with self._state() as state:
+            applied = {name: state.applied(name) for name in others}
+        lagging = [name for name, (seq, _) in applied.items() if last_seq(folder, name) != seq]
+        self._applied |= {name for name, (_, is_closed) in applied.items() if is_closed} - set(lagging)
+        return not lagging or self._read_living(lagging)
 
     def apply_living(self) -> None:
         """Tell state.db what living journals of all processes hold, though their owners have not yet."""
         self._catch_up()
         self._read_living(journal_ids(self.path / "journals"))
 
-    def _read_living(self, journal_ids: Iterable[str]) -> None:
+    def _read_living(self, journal_ids: Iterable[str]) -> bool:
         try:
             with self._state() as state:
-                tell_of_living(self.path, state, journal_ids)
+                return tell_of_living(self.path, state, journal_ids)
         except OSError as error:
             raise LedgerError(f"journals of {self.path} cannot be read: {error}") from error
 

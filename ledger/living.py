@@ -20,12 +20,14 @@ _log = logging.getLogger("ledger")
 _TAIL_BYTES = 65_536  # some hundred events
 
 
-def tell_of_living(path: Path, state: State, journal_ids: Iterable[str]) -> None:
-    """Tell state.db what these journals hold beyond what it knows; one that is damaged is logged.
+def tell_of_living(path: Path, state: State, journal_ids: Iterable[str]) -> bool:
+    """Tell state.db what these journals hold beyond what it knows.
 
+    False where one is damaged, which is logged.
     Raises OSError where one cannot be read, LedgerError where a newer version has written it.
     """
     folder = path / "journals"
+    knows_all = True
     for journal_id in journal_ids:
         seq, is_closed = state.applied(journal_id)
         if is_closed:
@@ -34,6 +36,7 @@ def tell_of_living(path: Path, state: State, journal_ids: Iterable[str]) -> None
             lines = _lines_after(folder, journal_id, seq)
         except (DamagedLedger, FileNotFoundError) as error:
             _log.warning("journal %s is not counted: %s", journal_id, error)
+            knows_all = False
             continue
         events = []
         while (line := lines.get(seq := seq + 1)) is not None:
@@ -41,6 +44,7 @@ def tell_of_living(path: Path, state: State, journal_ids: Iterable[str]) -> None
         if events:
             with state.transaction():
                 state.apply(journal_id, events)
+    return knows_all
 
 
 def _lines_after(folder: Path, journal_id: str, seq: int) -> Mapping[int, bytes]:

@@ -54,10 +54,11 @@ class OthersMayLag(Exception):
 
 
 class Fits(NamedTuple):
-    """A ceiling that fits wherever no more is live than that."""
+    """A ceiling that fits wherever no more is live than that, and nothing else has changed."""
 
     asked_pico: int
     live_micro: int
+    revision: tuple[str, str]
 
 
 class _Counted(NamedTuple):
@@ -96,20 +97,22 @@ class Reservations:
         own: limits that the call brings along. earlier_usd: no less than what counts for its request so far.
         """
         asked_usd, accounts = hold.asked_usd, self._accounts
-        if asked_usd is None or earlier_usd is None or accounts.revision is None:
+        revision = accounts.revision
+        if asked_usd is None or earlier_usd is None or revision is None:
             return None
         shared = accounts.known_budgets.shared_on(hold, quarter)
         room = self._room.get(id(shared))
         if room is None or room[0] is not shared:
             return None
         asked = pico(asked_usd)
+        of_request = known_pico(earlier_usd) + asked
         least_usd = accounts.known_budgets.least_on_request(hold.request_id)
-        if least_usd is not None and known_pico(least_usd) < pico(earlier_usd) + asked:
+        if least_usd is not None and known_pico(least_usd) < of_request:
             return None
         for limit in own:
-            if limit.scope != "request" or known_pico(limit.limit_usd) < pico(earlier_usd) + asked:
+            if limit.scope != "request" or known_pico(limit.limit_usd) < of_request:
                 return None
-        return Fits(asked, (room[1] - asked) // _MICRO)
+        return Fits(asked, (room[1] - asked) // _MICRO, revision)
 
     def reserve_if(self, fits: Fits, journal_id: str, hold: Hold, quarter: int) -> bool:
         """Hold a ceiling where all that is live, whoever that is for, leaves it room. In a transaction.
@@ -121,7 +124,7 @@ class Reservations:
         if self._db.data_version() != version:
             row: Any = self._db.execute(_STANDING).fetchone()
             revision, live_micro = (row[0], row[1]), row[2]
-        if live_micro > fits.live_micro or revision != self._accounts.revision:
+        if live_micro > fits.live_micro or revision != fits.revision:
             return False
         self._db.execute(_HOLD, (hold[0], journal_id, *hold[1:6], fits.asked_pico, quarter))
         self._held = revision, live_micro + fits.asked_pico // _MICRO + 1

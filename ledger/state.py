@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from ledger.accounts import CLEARED_TO_REBUILD, TABLES, Accounts
 from ledger.budgets import Balance, Budget, Budgets, Hold, Limit, Limits, Warned
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
 from ledger.files import open_private
-from ledger.fold import FOLDED, fold
+from ledger.fold import FOLDED, Events, fold
 from ledger.reservations import Reservations
 from ledger.windows import QUARTER_S, Window, quarter_of
 
@@ -159,9 +159,9 @@ class State:
 
     def begin(self, *, wait_s: float | None = None) -> None:
         """Begin a transaction, as `transaction` does, to be ended by `commit` or `undo`."""
-        self.undo()
-        polls = _BUSY_POLLS if wait_s is None else int(wait_s * 1000)
-        self._polls_at_most = max(polls, _HASTY_POLLS)
+        if self._db.in_transaction:
+            self.undo()
+        self._polls_at_most = _BUSY_POLLS if wait_s is None else max(int(wait_s * 1000), _HASTY_POLLS)
         self._db.execute("begin immediate")
 
     def commit(self) -> None:
@@ -188,7 +188,7 @@ class State:
         rows = self._db.execute("select journal_id, seq, closed from positions")
         return {journal_id: (seq, bool(closed)) for journal_id, seq, closed in rows}
 
-    def apply(self, journal_id: str, events: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    def apply(self, journal_id: str, events: Events) -> None:
         """Count events, with their numbers and in order, that have not been counted. In a transaction.
 
         Raises LedgerError where they do not follow the position: something in between is missing.
@@ -233,18 +233,19 @@ class State:
         own: the limits that its call brings along. earlier_usd: no less than what counts for its request so
         far; None: not known. False: nothing is held, and `reserve` is to look.
         """
-        fits = self._reservations.glance(hold, own, quarter, earlier_usd)
+        reservations = self._reservations
+        fits = reservations.glance(hold, own, quarter, earlier_usd)
         if fits is None:
             return False
         try:
             self.begin()
-            is_held = self._reservations.reserve_if(fits, journal_id, hold, quarter)
-            self.commit()
+            is_held = reservations.reserve_if(fits, journal_id, hold, quarter)
+            self._db.execute("commit")
         except BaseException:
             self.undo()
             raise
         if is_held:
-            self._reservations.committed()
+            reservations.committed()
         return is_held
 
     def reserve(
@@ -274,9 +275,12 @@ class State:
         """What counts against a limit of that scope, within a window or of all time."""
         return self._reservations.balance(scope, scope_id, window)
 
-    def session_spent(self, session_id: str) -> Decimal | None:
-        """What a session has cost; None where something of it is in doubt, or has no price."""
-        return self._accounts.session_spent(session_id)
+    def session_spent(self, session_id: str, journal_id: str = "", untold: Events = ()) -> Decimal | None:
+        """What a session has cost; None where something of it is in doubt, or has no price.
+
+        untold: events of that journal that may not have been applied yet.
+        """
+        return self._accounts.session_spent(session_id, journal_id, untold)
 
     def index_batch(self, batch: int, sha256: str, sessions: Iterable[str]) -> None:
         """Note which sessions a batch holds; batches are noted in order."""
@@ -299,7 +303,7 @@ class State:
         with self.transaction():
             self._db.execute("delete from session_batches; delete from meta where key like 'indexed%'")
 
-    def rebuild(self, runs: Iterable[tuple[str, Sequence[tuple[int, Mapping[str, Any]]]]]) -> None:
+    def rebuild(self, runs: Iterable[tuple[str, Events]]) -> None:
         """Derive balances, holds, circuits and positions anew. In a transaction.
 
         Living journals' reservations stay, and what is watched of circuits.

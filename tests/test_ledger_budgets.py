@@ -122,8 +122,9 @@ def test_a_limit_holds_for_its_scope_and_for_nothing_else(
 def test_a_limit_that_a_call_brings_along_counts_what_is_summed_up_long_since(
     ledger: Ledger, scope: Any
 ) -> None:
-    for number in range(40):  # more than state.db keeps apart
-        answer(begin(ledger, f"r-{number}"), f"r-{number}", "0.001")
+    for number in range(40):  # of so many tasks that they are summed up at once
+        name, task = f"r-{number}", f"task-{number}"
+        answer(begin(ledger, name, task=task), name, "0.001", task=task)
     log = ledger.open_request(received("r-last"))
 
     with pytest.raises(BudgetExceeded) as refused:

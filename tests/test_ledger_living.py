@@ -1,0 +1,133 @@
+"""Processes tell state.db of their outcomes some at a time: nobody is refused, warned or misled by that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from events_by_hand import answered_request, completed, received, started, succeeded
+
+from ledger import living
+from ledger.budgets import Budget, Hold
+from ledger.errors import BudgetExceeded
+from ledger.events import CeilingBroken
+from ledger.ledger import Ledger
+from ledger.request_log import RequestLog
+from ledger.state import State
+from ledger.tracker import CostTracker
+from ledger.verify import verify
+
+D = Decimal
+CEILING = D("0.01")
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[tuple[Ledger, Ledger]]:
+    """Two writers of one ledger, as two processes are."""
+    path = tmp_path / "ledger"
+    with (
+        Ledger.open(path, "process-crash", auto_seal=False) as one,
+        Ledger.open(path, "process-crash", auto_seal=False) as another,
+    ):
+        yield one, another
+
+
+def begin(ledger: Ledger, name: str, ceiling: Decimal = CEILING) -> RequestLog:
+    log = ledger.open_request(received(name))
+    first = started(name, reserved_usd=ceiling)
+    log.reserve(Hold(first.attempt_id, name, "s-1", first.task, first.tier, first.model, ceiling))
+    log.append(first)
+    return log
+
+
+def answer(log: RequestLog, name: str, cost: str = "0.001") -> None:
+    log.append(succeeded(log, name, billed_cost_usd=D(cost)), completed(log, name))
+
+
+def test_what_an_idle_process_has_not_told_yet_refuses_nobody(two: tuple[Ledger, Ledger]) -> None:
+    idle, busy = two
+    idle.set_budget(Budget("session", "s-1", D("0.03")))
+    for name in ("r-1", "r-2"):
+        answer(begin(idle, name), name)
+
+    for name in ("r-3", "r-4"):
+        begin(busy, name)
+    with pytest.raises(BudgetExceeded) as refused:
+        begin(busy, "r-5")
+    assert (refused.value.spent_usd, refused.value.reserved_usd) == (D("0.002"), D("0.02"))
+    assert verify(idle.path).findings == []
+
+
+def test_what_a_process_has_in_flight_is_no_room_for_others(two: tuple[Ledger, Ledger]) -> None:
+    one, another = two
+    one.set_budget(Budget("session", "s-1", D("0.015")))
+    log = begin(one, "r-1")
+    with pytest.raises(BudgetExceeded):
+        begin(another, "r-2")
+    answer(log, "r-1")
+    begin(another, "r-3")
+
+
+def test_a_warning_is_not_given_for_what_was_held_and_is_not_any_more(
+    two: tuple[Ledger, Ledger], caplog: pytest.LogCaptureFixture
+) -> None:
+    idle, busy = two
+    idle.set_budget(Budget("session", "s-1", D("0.025"), "warn"))
+    for name in ("r-1", "r-2"):
+        answer(begin(idle, name), name)
+    begin(busy, "r-3")
+    begin(busy, "r-4")
+    assert "warn budget" not in caplog.text
+    begin(busy, "r-5")
+    assert "spent $0.002, reserved $0.02" in caplog.text
+
+
+def test_an_attempt_that_cost_more_than_its_ceiling_counts_at_once(two: tuple[Ledger, Ledger]) -> None:
+    one, another = two
+    one.set_budget(Budget("session", "s-1", D("0.03")))
+    log = begin(one, "r-1")
+    first = started("r-1", reserved_usd=CEILING)
+    names = ("request_id", "session_id", "task", "requested_tier", "attempt_id", "attempt_number", "tier")
+    of = first.model_dump(include={*names, "provider", "model", "reserved_usd"})
+    broken = CeilingBroken(**of, spent_usd=D("0.025"))
+    log.append(succeeded(log, "r-1", billed_cost_usd=D("0.025")), broken, completed(log, "r-1"))
+    with pytest.raises(BudgetExceeded, match=r"spent \$0\.025"):
+        begin(another, "r-2")
+
+
+def test_a_session_costs_what_was_spent_in_it_whoever_has_told_state_db_of_it(
+    two: tuple[Ledger, Ledger],
+) -> None:
+    one, another = two
+    costs = [CostTracker(ledger) for ledger in two]
+    for number in range(1, 9):
+        answered_request(two[number % 2], f"r-{number}", billed_cost_usd=D("0.001"))
+        if number in (3, 6):  # reads what the others hold into state.db, whose writers keep it in mind too
+            one.set_budget(Budget("all", None, D(number)))
+        assert [cost.get_session_cost("s-1") for cost in costs] == [D("0.001") * number] * 2
+    begin(another, "r-9")
+    assert [cost.get_session_cost("s-1") for cost in costs] == [D("0.008")] * 2
+
+
+def test_of_a_long_journal_only_the_end_is_read_that_state_db_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.open(tmp_path / "ledger", "process-crash", auto_seal=False) as ledger:
+        for number in range(300):
+            answered_request(ledger, f"r-{number}", billed_cost_usd=D("0.001"))
+        [journal] = (ledger.path / "journals").glob("0*.jsonl")
+        state = State(tmp_path / "state.db")  # which knows nothing yet
+        assert living.tell_of_living(ledger.path, state, [journal.stem])
+        assert state.balance("session", "s-1").spent_usd == D("0.300")
+
+        answered_request(ledger, "r-300", billed_cost_usd=D("0.001"))
+        read = []
+        monkeypatch.setattr(
+            living, "parsed", lambda line, as_is=living.parsed: read.append(line) or as_is(line)
+        )
+        assert living.tell_of_living(ledger.path, state, [journal.stem])
+        assert state.balance("session", "s-1").spent_usd == D("0.301")
+        assert len(read) == 4  # received, started, succeeded, completed
+        state.close()
