@@ -84,16 +84,33 @@ def _others(more_damaged: int) -> str:
 
 
 def recover_dead(ledger_path: Path, state: State, clock: Clock) -> list[Recovered]:
-    """End the journals of dead processes; see ledger.recovery."""
+    """End the journals of dead processes; see ledger.recovery.
+
+    A state.db of an earlier moment, put back from a backup, is derived anew.
+    """
     batches, _ = read_manifest(ledger_path)
+    covered = coverage(batches)
     ended = recover(
-        ledger_path, state, clock, coverage(batches), lambda name: sealed_events(ledger_path, batches, name)
+        ledger_path, state, clock, covered, lambda name: sealed_events(ledger_path, batches, name)
     )
+    if _is_older(ledger_path, state, covered):
+        _log.warning("%s is older than the ledger, and derived anew", state.path)
+        with state.transaction():
+            state.rebuild(all_runs(ledger_path))
     if lost := [journal for journal in ended if journal.lost_events]:
         _log.error("the disk lost %d events of journal %s", lost[0].lost_events, lost[0].journal_id)
         with state.transaction():
             state.rebuild(all_runs(ledger_path))
     return ended
+
+
+def _is_older(ledger_path: Path, state: State, covered: Mapping[str, int]) -> bool:
+    """Whether state.db lacks events of journals that are gone: they were removed when it had counted all."""
+    present = set(journal_ids(ledger_path / "journals"))
+    positions = state.positions()
+    return any(
+        name not in present and positions.get(name, (0, False))[0] < seq for name, seq in covered.items()
+    )
 
 
 def rebuild(ledger_path: Path, state: State, clock: Clock, *, wait_s: float = 60.0) -> Recovery:

@@ -12,6 +12,8 @@ from events_by_hand import answered_request, received, started
 from played import History
 
 from ledger import CostTracker, Ledger, history
+from ledger.budgets import Budget, Hold
+from ledger.errors import BudgetExceeded
 from ledger.reader import connect
 from ledger.verify import verify
 
@@ -68,6 +70,28 @@ def test_a_session_is_whole_with_a_state_db_of_an_earlier_day(
 
     requests = [*sessions, *goes_on].count("s-1")
     assert spent_in(told.path, "s-1") == (requests, requests * COST, requests * COST)
+
+
+def test_a_budget_counts_all_with_a_state_db_of_an_earlier_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = History(tmp_path / "ledger")
+    told.ledger.set_budget(Budget("all", None, 3 * COST))
+    told.close()
+    go_on(told, ["s-1"])
+    shutil.copyfile(told.path / "state.db", tmp_path / "kept.db")
+    go_on(told, ["s-1", "s-2"])
+    put_back(told.path / "state.db", tmp_path / "kept.db")
+
+    with Ledger.open(told.path, "process-crash", clock=lambda: told.now, auto_seal=False) as ledger:
+        log, first = ledger.open_request(received("r-last")), started("r-last")
+        names = (first.attempt_id, "r-last", "s-1", first.task, first.tier, first.model)
+        with pytest.raises(BudgetExceeded) as refused:
+            log.reserve(Hold(*names, COST))
+        log.abandon()
+    assert refused.value.spent_usd == 3 * COST
+    assert caplog.text.count("state.db is older than the ledger, and derived anew") == 1
+    assert not verify(told.path).findings
 
 
 @pytest.mark.parametrize("sealed_before", [0, 2])
