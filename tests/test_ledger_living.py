@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from events_by_hand import answered_request, completed, received, started, succeeded
 
+from ledger import ledger as ledger_module
 from ledger import living
 from ledger.budgets import Budget, Hold
 from ledger.errors import BudgetExceeded
@@ -131,3 +132,30 @@ def test_of_a_long_journal_only_the_end_is_read_that_state_db_lacks(
         assert state.balance("session", "s-1").spent_usd == D("0.301")
         assert len(read) == 4  # received, started, succeeded, completed
         state.close()
+
+
+@pytest.mark.parametrize("ends", ["answered", "given up before it starts"])
+def test_a_ceiling_held_right_before_its_journal_is_rotated_is_let_go_of_with_its_request(
+    two: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    ledger, another = two
+    ledger.set_budget(Budget("session", "s-1", D("0.03")))
+    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 4)
+    log, first = ledger.open_request(received("r-1")), started("r-1")
+    log.reserve(Hold(first.attempt_id, "r-1", "s-1", first.task, first.tier, first.model, CEILING))
+    answer(begin(ledger, "r-2"), "r-2", "0.004")  # rotates
+    assert begin(ledger, "r-3").journal_id != log.journal_id
+    with pytest.raises(BudgetExceeded) as refused:  # what is held counts, whichever journal it is in
+        begin(another, "r-4")
+    assert refused.value.reserved_usd == 2 * CEILING
+
+    if ends == "answered":
+        log.append(started("r-1"))
+        answer(log, "r-1", "0.004")
+    else:
+        log.abandon()
+    assert log.journal_id not in {journal.id for journal in ledger._journals}
+    held = another.read_state(lambda state: state.balance("session", "s-1"))
+    assert held.reserved_usd == CEILING  # of r-3
+    begin(another, "r-5", D("0.002"))
+    assert verify(ledger.path).findings == []
