@@ -22,20 +22,26 @@ LIMIT = D(2)
 QUARTER = 5
 AT = datetime(1970, 1, 1, 1, 15, tzinfo=UTC)
 
-_USD = st.integers(0, 10**9).map(lambda number: D(number).scaleb(-9))
+_USD = st.one_of(
+    st.sampled_from([D("0"), D("0.000000000001"), D("0.25"), D("0.5"), D(1)]),
+    st.integers(0, 10**9).map(lambda number: D(number).scaleb(-9)),
+)
 _STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ("reserve", "start", "answer", "be_in_doubt", "settle", "crash", "catch_up", "rebuild")
+            (
+                *("reserve", "reserve", "reserve", "start", "answer", "be_in_doubt"),
+                *("settle", "crash", "catch_up", "rebuild"),
+            )
         ),
         st.integers(0, 7),
         _USD,
     ),
-    max_size=40,
+    max_size=50,
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(_STEPS)
 def test_state_db_counts_as_a_model_does_whatever_comes_in_whatever_order(steps: Any) -> None:
     """Reserve, start, outcome, settlement, crash, late catching up, rebuilding: the limit holds, no attempt

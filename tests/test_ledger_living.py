@@ -71,6 +71,35 @@ def test_what_a_process_has_in_flight_is_no_room_for_others(two: tuple[Ledger, L
     begin(another, "r-3")
 
 
+def test_processes_that_take_turns_at_a_glance_use_a_budget_up_and_no_more(
+    two: tuple[Ledger, Ledger],
+) -> None:
+    two[0].set_budget(Budget("session", "s-1", D("0.15")))
+    for number in range(15):
+        begin(two[number % 2], f"r-{number}")
+    for ledger in two:
+        with pytest.raises(BudgetExceeded):
+            begin(ledger, "one too many")
+
+
+def test_a_glance_heeds_what_others_have_summed_up_and_set(two: tuple[Ledger, Ledger]) -> None:
+    one, another = two
+    one.set_budget(Budget("all", None, D(1)))
+    for number in range(3):
+        answer(begin(one, f"r-{number}"), f"r-{number}")
+    for number in range(16):  # of so many tasks that state.db, when it is told of them, sums them up at once
+        name, of = f"s-{number}", {"task": f"task-{number}"}
+        log = begin(another, name, D("0.05"))
+        log.append(succeeded(log, name, billed_cost_usd=D("0.05"), **of), completed(log, name, **of))
+    with pytest.raises(BudgetExceeded, match=r"limit \$1, spent \$0\.803"):
+        begin(one, "too dear", D("0.2"))
+
+    begin(one, "fits")
+    another.set_budget(Budget("session", "s-1", D("0.8")))
+    with pytest.raises(BudgetExceeded, match=r"limit \$0\.8"):
+        begin(one, "fits no longer")
+
+
 def test_a_warning_is_not_given_for_what_was_held_and_is_not_any_more(
     two: tuple[Ledger, Ledger], caplog: pytest.LogCaptureFixture
 ) -> None:
