@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from events_by_hand import answered_request, completed, received, started, succeeded
@@ -161,6 +162,25 @@ def test_of_a_long_journal_only_the_end_is_read_that_state_db_lacks(
         assert state.balance("session", "s-1").spent_usd == D("0.301")
         assert len(read) == 4  # received, started, succeeded, completed
         state.close()
+
+
+def test_a_ceiling_that_was_held_when_a_ctrl_c_came_is_let_go_of_with_its_request(
+    two: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, another = two
+    ledger.set_budget(Budget("session", "s-1", D("0.015")))
+    with monkeypatch.context() as interrupted:
+
+        def reserve(*asked: Any, as_is: Any = ledger.reserve) -> None:
+            as_is(*asked)
+            raise KeyboardInterrupt
+
+        interrupted.setattr(ledger, "reserve", reserve)
+        log, first = ledger.open_request(received("r-1")), started("r-1")
+        with pytest.raises(KeyboardInterrupt):
+            log.reserve(Hold(first.attempt_id, "r-1", "s-1", first.task, first.tier, first.model, CEILING))
+        log.abandon()
+    begin(another, "r-2")
 
 
 @pytest.mark.parametrize("ends", ["answered", "given up before it starts"])
