@@ -86,9 +86,12 @@ class Change:
 def fold(journal_id: str, events: Iterable[tuple[int, Mapping[str, Any]]]) -> Change:
     """The change a journal's events make, in their order; values may be JSON's or Python's."""
     change = Change()
+    received: set[str] = set()  # requests that nothing is kept of yet
     started: dict[str, Mapping[str, Any]] = {}  # attempts without an outcome
     for seq, event in events:
         match event["event_type"]:
+            case "request_received":
+                received.add(event["request_id"])
             case "attempt_started":
                 started[event["attempt_id"]] = event
             case "attempt_settled":
@@ -103,8 +106,9 @@ def fold(journal_id: str, events: Iterable[tuple[int, Mapping[str, Any]]]) -> Ch
                     _hold(journal_id, event, event["started_at"], "in_doubt") if keeps_ceiling else None
                 )
             case "request_completed" | "request_failed" | "request_denied":
-                change.requests_ended.add(event["request_id"])
                 change.request_spent_pico.pop(event["request_id"], None)
+                if event["request_id"] not in received:
+                    change.requests_ended.add(event["request_id"])
             case "circuit_opened" | "circuit_closed":
                 turn = circuit_table.turn_of(event)
                 change.circuit_turns += [turn] if turn else []

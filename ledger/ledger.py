@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -69,11 +70,12 @@ _T = TypeVar("_T")
 _log = logging.getLogger("ledger")
 
 _OUTCOME_WAITS_S = 0.25  # to tell state.db, where budgets wait for the rest of its ceiling
+_COARSE_CLOCK_NS = 3_000_000_000  # of a file system: within it a folder may change again, and not show it
 ROTATE_AT_EVENTS = 50_000
 SEAL_AT_JOURNALS = 2_000
 SEAL_AT_BYTES = 32_000_000  # about 50,000 events
 TELL_AT_COMMITS = 16  # with outcomes of attempts whose ceilings are held: until then these count
-COUNTED_AT_MOST = 8  # events, one by one, for a question; more are told
+COUNTED_AT_MOST = 16  # events, one by one, for a question; more are told
 APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
 
 
@@ -133,6 +135,8 @@ class Ledger:
         self._open_state: State | None = None
         self.is_limited = False  # by more than what single calls bring along, as of the last look
         self._untold_commits = 0
+        self._journals_folder = str(path / "journals")
+        self._listed: tuple[int, list[str]] = 0, []  # the journals, and when their folder had last changed
         self._applied: set[str] = set()  # closed journals that state.db knows to their end
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
@@ -366,7 +370,7 @@ class Ledger:
     def _knows_others(self, own: set[str]) -> bool:
         """Whether state.db knows all that journals of others hold, after they were read where it did not."""
         folder = self.path / "journals"
-        others = [name for name in journal_ids(folder) if name not in own and name not in self._applied]
+        others = [name for name in self._journal_ids() if name not in own and name not in self._applied]
         if not others:
             return True
         with self._state() as state:
@@ -374,6 +378,14 @@ class Ledger:
         lagging = [name for name, (seq, _) in applied.items() if last_seq(folder, name) != seq]
         self._applied |= {name for name, (_, is_closed) in applied.items() if is_closed} - set(lagging)
         return not lagging or self._read_living(lagging)
+
+    def _journal_ids(self) -> list[str]:
+        """The folder's journals; listed anew where it has changed since, or that cannot be told."""
+        changed_ns = os.stat(self._journals_folder).st_mtime_ns
+        if changed_ns != self._listed[0]:
+            is_settled = time.time_ns() - changed_ns > _COARSE_CLOCK_NS
+            self._listed = changed_ns if is_settled else 0, journal_ids(self.path / "journals")
+        return self._listed[1]
 
     def apply_living(self) -> None:
         """Tell state.db what living journals of all processes hold, though their owners have not yet."""
