@@ -275,7 +275,10 @@ class Ledger:
     def budgets(self) -> Budgets:
         """The budgets in force now, whoever set them. Raises LedgerError where that cannot be told."""
         with self._state() as state:
-            return state.budgets()
+            found = state.budgets()
+        if not found:
+            self.is_limited = False
+        return found
 
     def set_budget(self, budget: Budget) -> None:
         """Set a budget, or set it anew; it holds for every attempt that begins from now on, in any process.
@@ -324,7 +327,7 @@ class Ledger:
     def _becomes_limited(self, limits: Sequence[Limit]) -> bool:
         """Whether more than single requests are limited in this process from now on.
 
-        Noted before its journals are told of: what they get from now on is told of by whoever appends it.
+        Noted before state.db is told of its journals: what they get later is told of by whoever appends it.
         """
         if self.is_limited:
             return False
@@ -381,7 +384,10 @@ class Ledger:
 
     def _journal_ids(self) -> list[str]:
         """The folder's journals; listed anew where it has changed since, or that cannot be told."""
-        changed_ns = os.stat(self._journals_folder).st_mtime_ns
+        try:
+            changed_ns = os.stat(self._journals_folder).st_mtime_ns
+        except OSError as error:
+            raise LedgerError(f"the ledger {self.path} cannot be read: {error}") from error
         if changed_ns != self._listed[0]:
             is_settled = time.time_ns() - changed_ns > _COARSE_CLOCK_NS
             self._listed = changed_ns if is_settled else 0, journal_ids(self.path / "journals")

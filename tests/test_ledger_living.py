@@ -115,6 +115,23 @@ def test_a_warning_is_not_given_for_what_was_held_and_is_not_any_more(
     assert "spent $0.002, reserved $0.02" in caplog.text
 
 
+def test_attempts_that_began_without_a_budget_count_in_one_that_comes_and_goes_and_comes(
+    two: tuple[Ledger, Ledger],
+) -> None:
+    ledger, _ = two
+    budget = Budget("session", "s-1", D("0.025"))
+    for number in range(3):
+        ledger.set_budget(budget)
+        answer(begin(ledger, f"held-{number}"), f"held-{number}", "0.001")
+        ledger.lift_budget(budget)
+        assert not ledger.budgets_known()
+        name = f"free-{number}"
+        answer(ledger.begin(received(name), started(name)), name, "0.005")
+    ledger.set_budget(budget)
+    with pytest.raises(BudgetExceeded, match=r"spent \$0\.018, reserved \$0,"):
+        begin(ledger, "r-1")
+
+
 def test_an_attempt_that_cost_more_than_its_ceiling_counts_at_once(two: tuple[Ledger, Ledger]) -> None:
     one, another = two
     one.set_budget(Budget("session", "s-1", D("0.03")))
