@@ -321,6 +321,7 @@ class State:
             " insert or replace into meta values ('derived', 'yes')"
         )
         self._accounts.sum_up()
+        self._accounts.sums_changed()
         self._accounts.budgets_changed()
 
     def make_durable(self) -> None:
