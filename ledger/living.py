@@ -12,12 +12,21 @@ from pathlib import Path
 
 from ledger.errors import DamagedLedger
 from ledger.files import open_private, sync_data
-from ledger.lines import Story, merged_lines, parsed, part_paths, read_parts, read_story, refuse_newer
+from ledger.lines import (
+    Story,
+    last_seq,
+    merged_lines,
+    parsed,
+    part_paths,
+    read_parts,
+    read_story,
+    refuse_newer,
+)
 from ledger.state import State
 
 _log = logging.getLogger("ledger")
 
-_TAIL_BYTES = 65_536  # some hundred events
+_TAIL_BYTES = 16_384  # some thirty events
 
 
 def tell_of_living(path: Path, state: State, journal_ids: Iterable[str]) -> bool:
@@ -30,7 +39,7 @@ def tell_of_living(path: Path, state: State, journal_ids: Iterable[str]) -> bool
     knows_all = True
     for journal_id in journal_ids:
         seq, is_closed = state.applied(journal_id)
-        if is_closed:
+        if is_closed or last_seq(folder, journal_id) == seq:
             continue
         try:
             lines = _lines_after(folder, journal_id, seq)
