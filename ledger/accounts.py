@@ -31,8 +31,8 @@ from ledger.money import dollars
 from ledger.windows import Window
 
 _PICO_PER_MICRO = 1_000_000
-_SUMMED_AT_ONCE = 16  # rows; fewer cost more sums per request, more cost each check
-_FEW = 4
+_SUMMED_AT_ONCE = 64  # rows; fewer cost more sums per request, more cost each check
+_FEW = 16
 INTEGER_AT_MOST = 2**62  # what SQLite can hold, and some room
 _EVER = (-INTEGER_AT_MOST, INTEGER_AT_MOST)
 _OLD_QUARTERS = 96 * 62  # a window is forgotten two months after its end

@@ -122,7 +122,7 @@ def fold(journal_id: str, events: Iterable[tuple[int, Mapping[str, Any]]]) -> Ch
 
 
 def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
-    cost = _cost_of(event)
+    cost = cost_of(event)
     if cost is None and not _is_unpriced(event):
         return
     quarter = quarter_of(event["started_at"])
@@ -138,13 +138,14 @@ def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
         of_request[request_id] = of_request.get(request_id, 0) + amount
 
 
-def _cost_of(event: Mapping[str, Any]) -> Decimal | str | None:
+def cost_of(event: Mapping[str, Any]) -> Decimal | str | None:
+    """What an outcome says its attempt has cost, in USD: billed, else at list prices; None: not known."""
     billed: Decimal | str | None = event.get("billed_cost_usd")
     return event.get("list_cost_usd") if billed is None else billed
 
 
 def _is_unpriced(event: Mapping[str, Any]) -> bool:
-    return event["billing"] == "billed" and _cost_of(event) is None
+    return event["billing"] == "billed" and cost_of(event) is None
 
 
 def _hold(journal_id: str, event: Mapping[str, Any], started_at: datetime | str, state: HoldState) -> HoldRow:

@@ -23,10 +23,10 @@ from ledger.events import (
     AttemptCancelled,
     AttemptStarted,
     BudgetWarned,
-    CeilingBroken,
     RequestFailed,
     RequestReceived,
 )
+from ledger.fold import cost_of
 from ledger.journal import Journal, MomentPassed
 from ledger.money import MONEY
 from ledger.windows import quarter_of
@@ -64,7 +64,7 @@ class RequestLog:
         self._reserved: _Reserved | None = None  # until its attempt has started
         self._asked_for: str | None = None  # likewise: the attempt that a ceiling may be held for
         self._earlier_usd: Decimal | None = Decimal(0)  # ceilings of its attempts; None: one has none
-        self._is_held = False  # whether a ceiling counts until state.db is told of the attempt's outcome
+        self._held_usd: Decimal | None = None  # counts until state.db is told of the attempt's outcome
         self.started_at = datetime.min.replace(tzinfo=UTC)  # of the request, once begun
 
     @property
@@ -151,7 +151,7 @@ class RequestLog:
         is_new = bool(starting) and self._reserved is None  # state.db has not heard of the attempt
         if starting:
             self._earlier_usd = _with_ceilings(self._earlier_usd, starting)
-            self._is_held = self._reserved is not None and self._reserved.hold.asked_usd is not None
+            self._held_usd = None if self._reserved is None else self._reserved.hold.asked_usd
             self._reserved = self._asked_for = None
         if ends:
             self._end()
@@ -162,12 +162,11 @@ class RequestLog:
 
     def _tell(self, events: Sequence[BaseModel]) -> None:
         """Tell state.db of what counts now: at once where what it knows instead may count less."""
-        is_above = any(type(event) is CeilingBroken for event in events)
-        if is_above:
-            self._earlier_usd = None
-        can_wait = self._is_held and not is_above
-        if self._ledger.is_limited or self._is_held:
-            self._ledger.tell(self._journal, can_wait=can_wait)
+        held_usd = self._held_usd
+        if held_usd is not None and any(_costs_more(event, held_usd) for event in events):
+            self._earlier_usd = held_usd = None
+        if self._ledger.is_limited or self._held_usd is not None:
+            self._ledger.tell(self._journal, can_wait=held_usd is not None)
 
     def _start(
         self, events: Sequence[BaseModel], ending: Callable[[datetime], Sequence[BaseModel]]
@@ -200,6 +199,11 @@ class RequestLog:
         if self._asked_for is not None:
             self._ledger.release(self._asked_for)
         self._ledger.request_ended(self._journal)
+
+
+def _costs_more(event: BaseModel, ceiling_usd: Decimal) -> bool:
+    cost = cost_of(vars(event))
+    return cost is not None and Decimal(cost) > ceiling_usd
 
 
 def _with_ceilings(usd: Decimal | None, starting: Sequence[AttemptStarted]) -> Decimal | None:

@@ -1,7 +1,7 @@
 """Ceilings held against limits: whether they would still hold, over all processes, and what then counts.
 
-    glance, reserve_if    where a ceiling fits with all that is live, whoever that is for
-    reserve               else each limit is looked at, when state.db knows all this process has written
+    reserve_if_sure    where a ceiling fits with all that is live, whoever that is for
+    reserve            else each limit is looked at, when state.db knows all this process has written
 
 A limit is broken, or warned of, only by what is sure to count: a ceiling that another process holds may
 have become a cost that state.db was not told of yet. `OthersMayLag` says whose journals to read first.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from ledger.accounts import INTEGER_AT_MOST, Accounts
-from ledger.budgets import Balance, Hold, Limit, Limits, Warned, check
+from ledger.budgets import Balance, Budgets, Hold, Limit, Limits, Warned, check
 from ledger.money import dollars, known_pico, pico
 from ledger.windows import Window
 
@@ -30,10 +30,6 @@ _LIVE = (
 _AT_MOST = (  # no less than all that is live, in micro
     "(select coalesce(sum(ceiling_pico / 1000000 + 1), 0) from holds where ceiling_pico is not null)"
     " + (select coalesce(sum(max(spent_pico, 0) / 1000000 + 1), 0) from unsummed)"
-)
-_STANDING = (
-    "select coalesce((select value from meta where key = 'sums'), '0'),"
-    f" coalesce((select value from meta where key = 'budgets'), '0'), {_AT_MOST}"
 )
 _HOLD = "insert into holds values (?, ?, ?, ?, ?, ?, ?, ?, ?, 'reserved')"
 _MICRO = 1_000_000  # pico
@@ -51,14 +47,6 @@ class OthersMayLag(Exception):
     def __init__(self, journal_ids: set[str]) -> None:
         super().__init__(journal_ids)
         self.journal_ids = journal_ids
-
-
-class Fits(NamedTuple):
-    """A ceiling that fits wherever no more is live than that, and nothing else has changed."""
-
-    asked_pico: int
-    live_micro: int
-    revision: tuple[str, str]
 
 
 class _Counted(NamedTuple):
@@ -86,53 +74,51 @@ class Reservations:
         self._accounts = accounts
         self._room: dict[int, tuple[tuple[Limit, ...], int]] = {}  # as of the accounts' revision
         self._crossed: set[Any] = set()  # likewise
-        self._standing: tuple[Any, int, int] = None, 0, -1  # revision, live micro, and of which version
-        self._held: tuple[Any, int] = None, 0  # the same, if it is committed
+        self._standing = 0, -1  # what is live, in micro, and in which version of the file
+        self._held_micro = 0  # the same, once it is committed
 
-    def glance(
-        self, hold: Hold, own: Sequence[Limit], quarter: int, earlier_usd: Decimal | None
-    ) -> Fits | None:
-        """How a ceiling would fit for sure, by what `reserve` has read; None: that is to be looked at.
-
-        own: limits that the call brings along. earlier_usd: no less than what counts for its request so far.
-        """
-        asked_usd, accounts = hold.asked_usd, self._accounts
-        revision = accounts.revision
-        if asked_usd is None or earlier_usd is None or revision is None:
-            return None
-        shared = accounts.known_budgets.shared_on(hold, quarter)
-        room = self._room.get(id(shared))
-        if room is None or room[0] is not shared:
-            return None
-        asked = pico(asked_usd)
-        of_request = known_pico(earlier_usd) + asked
-        least_usd = accounts.known_budgets.least_on_request(hold.request_id)
-        if least_usd is not None and known_pico(least_usd) < of_request:
-            return None
-        for limit in own:
-            if limit.scope != "request" or known_pico(limit.limit_usd) < of_request:
-                return None
-        return Fits(asked, (room[1] - asked) // _MICRO, revision)
-
-    def reserve_if(self, fits: Fits, journal_id: str, hold: Hold, quarter: int) -> bool:
+    def reserve_if_sure(
+        self, journal_id: str, hold: Hold, own: Sequence[Limit], quarter: int, earlier_usd: Decimal
+    ) -> bool:
         """Hold a ceiling where all that is live, whoever that is for, leaves it room. In a transaction.
 
-        Where nobody has written since this connection last has, what is live is known without asking.
-        False: nothing is held, and `reserve` is to look.
+        own: limits that the call brings along. earlier_usd: no less than what counts for its request so far.
+        False: nothing is held, and `reserve` is to look. To be followed by `committed`.
         """
-        revision, live_micro, version = self._standing
-        if self._db.data_version() != version:
-            row: Any = self._db.execute(_STANDING).fetchone()
-            revision, live_micro = (row[0], row[1]), row[2]
-        if live_micro > fits.live_micro or revision != fits.revision:
+        live_micro = self._live_micro()
+        budgets = self._accounts.known_budgets
+        asked = pico(hold.asked_usd or Decimal(0))
+        room = min(
+            self._room_under(budgets.shared_on(hold, quarter)) - asked - live_micro * _MICRO,
+            self._room_on_request(hold.request_id, budgets, own) - asked - known_pico(earlier_usd),
+        )
+        if room < 0:
             return False
-        self._db.execute(_HOLD, (hold[0], journal_id, *hold[1:6], fits.asked_pico, quarter))
-        self._held = revision, live_micro + fits.asked_pico // _MICRO + 1
+        self._db.execute(_HOLD, (hold[0], journal_id, *hold[1:6], asked, quarter))
+        self._held_micro = live_micro + asked // _MICRO + 1
         return True
 
+    def _live_micro(self) -> int:
+        """No less than all that is live; known without asking where nobody has written since."""
+        live_micro, version = self._standing
+        if version == self._db.data_version() and self._accounts.revision is not None:
+            return live_micro
+        self._refresh()
+        self._accounts.budgets()
+        row: Any = self._db.execute(f"select {_AT_MOST}").fetchone()
+        return int(row[0])
+
+    def _room_on_request(self, request_id: str, budgets: Budgets, own: Sequence[Limit]) -> int:
+        """What a request may cost by its own limits; nothing is sure where one has come of another scope."""
+        least_usd = budgets.least_on_request(request_id)
+        room = INTEGER_AT_MOST if least_usd is None else known_pico(least_usd)
+        for limit in own:
+            room = min(room, known_pico(limit.limit_usd) if limit.scope == "request" else _ALWAYS_LOOK)
+        return room
+
     def committed(self) -> None:
-        """What `reserve_if` has held is held: until anybody writes, this is what is live."""
-        self._standing = (*self._held, self._db.data_version())
+        """What `reserve_if_sure` has held is held: until anybody writes, that is what is live."""
+        self._standing = self._held_micro, self._db.data_version()
 
     def reserve(
         self, journal_id: str, hold: Hold, limits: Limits, quarter: int, told: Told | None

@@ -233,19 +233,17 @@ class State:
         own: the limits that its call brings along. earlier_usd: no less than what counts for its request so
         far; None: not known. False: nothing is held, and `reserve` is to look.
         """
-        reservations = self._reservations
-        fits = reservations.glance(hold, own, quarter, earlier_usd)
-        if fits is None:
+        if hold.asked_usd is None or earlier_usd is None:
             return False
         try:
             self.begin()
-            is_held = reservations.reserve_if(fits, journal_id, hold, quarter)
+            is_held = self._reservations.reserve_if_sure(journal_id, hold, own, quarter, earlier_usd)
             self._db.execute("commit")
         except BaseException:
             self.undo()
             raise
         if is_held:
-            reservations.committed()
+            self._reservations.committed()
         return is_held
 
     def reserve(

@@ -14,7 +14,6 @@ from ledger import ledger as ledger_module
 from ledger import living
 from ledger.budgets import Budget, Hold
 from ledger.errors import BudgetExceeded
-from ledger.events import CeilingBroken
 from ledger.ledger import Ledger
 from ledger.request_log import RequestLog
 from ledger.state import State
@@ -136,11 +135,7 @@ def test_an_attempt_that_cost_more_than_its_ceiling_counts_at_once(two: tuple[Le
     one, another = two
     one.set_budget(Budget("session", "s-1", D("0.03")))
     log = begin(one, "r-1")
-    first = started("r-1", reserved_usd=CEILING)
-    names = ("request_id", "session_id", "task", "requested_tier", "attempt_id", "attempt_number", "tier")
-    of = first.model_dump(include={*names, "provider", "model", "reserved_usd"})
-    broken = CeilingBroken(**of, spent_usd=D("0.025"))
-    log.append(succeeded(log, "r-1", billed_cost_usd=D("0.025")), broken, completed(log, "r-1"))
+    answer(log, "r-1", "0.025")
     with pytest.raises(BudgetExceeded, match=r"spent \$0\.025"):
         begin(another, "r-2")
 
