@@ -19,11 +19,8 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -37,6 +34,7 @@ import apsw
 from pydantic import BaseModel
 
 from ledger import price_books
+from ledger.auto_sealing import AutoSealer
 from ledger.budgeting import budgets_of, keep_to_file, lift_budget, set_budget
 from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Warned
 from ledger.circuit_board import CircuitBoard
@@ -48,8 +46,7 @@ from ledger.events import (
 from ledger.history import all_runs
 from ledger.journal import Clock, Journal
 from ledger.layout import lay_out
-from ledger.lines import journal_ids, last_seq
-from ledger.living import tell_of_living
+from ledger.living import LivingJournals, tell_of_living
 from ledger.prices import PriceBook
 from ledger.recovery import has_living_writers
 from ledger.request_log import RequestLog
@@ -70,10 +67,7 @@ _T = TypeVar("_T")
 _log = logging.getLogger("ledger")
 
 _OUTCOME_WAITS_S = 0.25  # to tell state.db, where budgets wait for the rest of its ceiling
-_COARSE_CLOCK_NS = 3_000_000_000  # of a file system: within it a folder may change again, and not show it
 ROTATE_AT_EVENTS = 50_000
-SEAL_AT_JOURNALS = 2_000
-SEAL_AT_BYTES = 32_000_000  # about 50,000 events
 TELL_AT_COMMITS = 16  # with outcomes of attempts whose ceilings are held: until then these count
 COUNTED_AT_MOST = 16  # events, one by one, for a question; more are told
 APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
@@ -125,19 +119,16 @@ class Ledger:
         self.prices = prices
         self.durability = durability
         self._clock = clock = in_utc(clock)
-        self._auto_seal = auto_seal
         self._temporary = temporary
         self._closed = False
-        self._sealer: subprocess.Popen[bytes] | None = None
+        self._sealer = AutoSealer(path, enabled=auto_seal)
         self._journals: dict[Journal, int] = {}  # this process's, with the requests that lease them
         self._current: Journal | None = None
         self._some_wait = False  # lines of these journals, for the disk
         self._open_state: State | None = None
         self.is_limited = False  # by more than what single calls bring along, as of the last look
         self._untold_commits = 0
-        self._journals_folder = str(path / "journals")
-        self._listed: tuple[int, list[str]] = 0, []  # the journals, and when their folder had last changed
-        self._applied: set[str] = set()  # closed journals that state.db knows to their end
+        self._living = LivingJournals(path)
         self._lock = threading.Lock()  # which journals there are
         self._state_lock = threading.Lock()  # state.db
         self.circuits = CircuitBoard(self)
@@ -149,7 +140,7 @@ class Ledger:
             with self._state() as state:
                 self._derive_if_new(state)
             self.end_dead_journals()
-            much_to_seal = self._has_much_to_seal()
+            self._sealer.start_if_due(self._today)
         except OSError as error:
             self.close()
             raise LedgerError(f"the ledger {path} cannot be opened: {error}") from error
@@ -158,8 +149,6 @@ class Ledger:
             raise
         atexit.register(self._at_exit)
         _register_fork_hooks(weakref.ref(self))
-        if much_to_seal:
-            self._start_sealer()
 
     @classmethod
     def open(
@@ -372,31 +361,14 @@ class Ledger:
 
     def _knows_others(self, own: set[str]) -> bool:
         """Whether state.db knows all that journals of others hold, after they were read where it did not."""
-        folder = self.path / "journals"
-        others = [name for name in self._journal_ids() if name not in own and name not in self._applied]
-        if not others:
-            return True
         with self._state() as state:
-            applied = {name: state.applied(name) for name in others}
-        lagging = [name for name, (seq, _) in applied.items() if last_seq(folder, name) != seq]
-        self._applied |= {name for name, (_, is_closed) in applied.items() if is_closed} - set(lagging)
+            lagging = self._living.lagging(state, own)
         return not lagging or self._read_living(lagging)
-
-    def _journal_ids(self) -> list[str]:
-        """The folder's journals; listed anew where it has changed since, or that cannot be told."""
-        try:
-            changed_ns = os.stat(self._journals_folder).st_mtime_ns
-        except OSError as error:
-            raise LedgerError(f"the ledger {self.path} cannot be read: {error}") from error
-        if changed_ns != self._listed[0]:
-            is_settled = time.time_ns() - changed_ns > _COARSE_CLOCK_NS
-            self._listed = changed_ns if is_settled else 0, journal_ids(self.path / "journals")
-        return self._listed[1]
 
     def apply_living(self) -> None:
         """Tell state.db what living journals of all processes hold, though their owners have not yet."""
         self._catch_up()
-        self._read_living(journal_ids(self.path / "journals"))
+        self._read_living(self._living.names())
 
     def _read_living(self, journal_ids: Iterable[str]) -> bool:
         try:
@@ -549,7 +521,7 @@ class Ledger:
             if idle:
                 self._drop(journal)
             if rotated or new_day:
-                self._start_sealer()
+                self._sealer.start()
 
     def journal_waits(self) -> None:
         """Lines of a journal wait for the disk: they are written after the next append that succeeds."""
@@ -686,38 +658,6 @@ class Ledger:
             with state.transaction():
                 state.rebuild(all_runs(self.path))
 
-    # sealing beside the program
-
-    def _has_much_to_seal(self) -> bool:
-        """Whether an earlier day's journals, very many, or very long ones lie about."""
-        midnight = datetime(self._today.year, self._today.month, self._today.day, tzinfo=UTC).timestamp()
-        found = [
-            status
-            for entry in os.scandir(self.path / "journals")
-            if entry.name.endswith(".jsonl") and entry.name != "empty.jsonl" and (status := _status(entry))
-        ]
-        return (
-            len(found) >= SEAL_AT_JOURNALS
-            or sum(status.st_size for status in found) >= SEAL_AT_BYTES
-            or any(status.st_mtime < midnight for status in found)
-        )
-
-    def _start_sealer(self) -> None:
-        """Seal in a short process of its own: pyarrow has no place in an agent, nor its output."""
-        if not self._auto_seal or (self._sealer is not None and self._sealer.poll() is None):
-            return
-        source = str(Path(__file__).resolve().parents[1])
-        search_path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-        with contextlib.suppress(OSError):
-            self._sealer = subprocess.Popen(
-                [sys.executable, "-m", "ledger.sealing", str(self.path.absolute())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": search_path},
-                start_new_session=True,
-            )
-
     # forks
 
     def _before_fork(self) -> None:
@@ -735,7 +675,7 @@ class Ledger:
     def _after_fork_in_child(self) -> None:
         inherited, self._journals, self._current = list(self._journals), {}, None
         self._lock, self._state_lock = threading.Lock(), threading.Lock()
-        self._sealer = None
+        self._sealer.process = None
         self._temporary = False  # the folder is the parent's to remove
         for journal in inherited:
             journal.leave_in_child()
@@ -795,14 +735,6 @@ def _close_at_exit(ref: Callable[[], Ledger | None]) -> None:
     ledger = ref()
     if ledger is not None:
         ledger.close()
-
-
-def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """A file's status; None where a sealer removed it meanwhile."""
-    try:
-        return entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return None
 
 
 @functools.cache

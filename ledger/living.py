@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from ledger.errors import DamagedLedger
+from ledger.errors import DamagedLedger, LedgerError
 from ledger.files import open_private, sync_data
 from ledger.lines import (
     Story,
+    journal_ids,
     last_seq,
     merged_lines,
     parsed,
@@ -27,6 +29,44 @@ from ledger.state import State
 _log = logging.getLogger("ledger")
 
 _TAIL_BYTES = 16_384  # some thirty events
+_COARSE_CLOCK_NS = 3_000_000_000  # of a file system: within it a folder may change again, and not show it
+
+
+class LivingJournals:
+    """The journals of all processes, and which of them state.db does not know to their end."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = path / "journals"
+        self._folder_name = str(self._folder)
+        self._listed: tuple[int, list[str]] = 0, []  # the journals, and when their folder had last changed
+        self._applied: set[str] = set()  # closed journals that state.db knows to their end
+
+    def names(self) -> list[str]:
+        """The folder's journals; listed anew where it has changed since, or that cannot be told.
+
+        Raises LedgerError where it cannot be read.
+        """
+        try:
+            changed_ns = os.stat(self._folder_name).st_mtime_ns
+        except OSError as error:
+            raise LedgerError(f"{self._folder_name} cannot be read: {error}") from error
+        if changed_ns != self._listed[0]:
+            is_settled = time.time_ns() - changed_ns > _COARSE_CLOCK_NS
+            self._listed = changed_ns if is_settled else 0, journal_ids(self._folder)
+        return self._listed[1]
+
+    def lagging(self, state: State, but: Collection[str]) -> list[str]:
+        """Those that hold more than state.db knows; but for some."""
+        lagging = []
+        for name in self.names():
+            if name in but or name in self._applied:
+                continue
+            seq, is_closed = state.applied(name)
+            if last_seq(self._folder, name) != seq:
+                lagging.append(name)
+            elif is_closed:
+                self._applied.add(name)
+        return lagging
 
 
 def tell_of_living(path: Path, state: State, journal_ids: Iterable[str]) -> bool:

@@ -22,7 +22,7 @@ from events_by_hand import answered_request, completed, failed, gave_up, receive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import CostTracker, Ledger, files, history
+from ledger import CostTracker, Ledger, auto_sealing, files, history
 from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
@@ -205,11 +205,11 @@ def test_the_first_event_of_a_new_day_has_the_day_before_sealed_beside_the_progr
     now = [datetime(2026, 11, 22, 23, 59, tzinfo=UTC)]
     with Ledger.open(path, "process-crash", clock=lambda: now[0]) as ledger:
         answered_request(ledger, "r-1")
-        assert ledger._sealer is None
+        assert ledger._sealer.process is None
         now[0] += timedelta(minutes=2)
         answered_request(ledger, "r-2")
-        assert ledger._sealer is not None
-        assert ledger._sealer.wait(timeout=60) == 0
+        assert ledger._sealer.process is not None
+        assert ledger._sealer.process.wait(timeout=60) == 0
         assert (path / "events" / "date=2026-11-22").exists()
 
 
@@ -219,11 +219,11 @@ def an_earlier_day(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def very_many(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "SEAL_AT_JOURNALS", 1)
+    monkeypatch.setattr(auto_sealing, "SEAL_AT_JOURNALS", 1)
 
 
 def very_long(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "SEAL_AT_BYTES", 1000)
+    monkeypatch.setattr(auto_sealing, "SEAL_AT_BYTES", 1000)
 
 
 @pytest.mark.parametrize("lie_about", [an_earlier_day, very_many, very_long])
@@ -233,11 +233,11 @@ def test_opening_a_ledger_has_what_lies_about_sealed_beside_the_program(
     with Ledger.open(path, "process-crash") as ledger:
         answered_request(ledger, "r-1")
     with Ledger.open(path) as ledger:
-        assert ledger._sealer is None
+        assert ledger._sealer.process is None
     lie_about(path, monkeypatch)
     with Ledger.open(path) as ledger:
-        assert ledger._sealer is not None
-        assert ledger._sealer.wait(timeout=60) == 0
+        assert ledger._sealer.process is not None
+        assert ledger._sealer.process.wait(timeout=60) == 0
     assert len(read_manifest(path)[0]) == 1
 
 
@@ -245,8 +245,8 @@ def test_a_full_journal_is_sealed_beside_the_program(path: Path, monkeypatch: py
     monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 5)
     with Ledger.open(path, "process-crash") as ledger:
         answered_request(ledger, "r-1")
-        assert ledger._sealer is not None
-        assert ledger._sealer.wait(timeout=60) == 0
+        assert ledger._sealer.process is not None
+        assert ledger._sealer.process.wait(timeout=60) == 0
     assert len(read_manifest(path)[0]) == 1
 
 

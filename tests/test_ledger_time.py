@@ -27,6 +27,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from played import History
 
+from ledger.auto_sealing import AutoSealer
 from ledger.errors import LedgerError
 from ledger.events import BudgetSet
 from ledger.ledger import Ledger
@@ -133,7 +134,7 @@ def test_each_change_of_the_day_either_way_asks_for_sealing(
 ) -> None:
     asked: list[date] = []
     clock = Clock()
-    monkeypatch.setattr(Ledger, "_start_sealer", lambda ledger: asked.append(clock.now.date()))
+    monkeypatch.setattr(AutoSealer, "start", lambda sealer: asked.append(clock.now.date()))
     with opened(path, clock) as ledger:
         for number, hours in enumerate([0, 11, 2, -3, -24, 0, 48]):
             clock.now += timedelta(hours=hours)
