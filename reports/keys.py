@@ -15,7 +15,7 @@ KEYS = {
     "task": "task",
     "provider": "provider",
     "session": "session_id",
-    "day": "strftime(started_at, '%Y-%m-%d')",
+    "day": "strftime(started_at::date, '%Y-%m-%d')",
     "hour": "strftime(started_at, '%Y-%m-%dT%H:00%z')",
 }
 TAG = "tag:"
