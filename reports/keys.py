@@ -39,6 +39,16 @@ def key_sql(key: str) -> str:
     return f"tags[{quoted(key.removeprefix(TAG))}]" if key.startswith(TAG) else KEYS[key]
 
 
+def grouped_sql(key: str) -> str:
+    """The same, as what is grouped by: a day as a date, of which there is less to compare than of a text."""
+    return "started_at::date" if key == "day" else key_sql(key)
+
+
+def shown_sql(key: str, grouped: str) -> str:
+    """The expression of a key over what `grouped_sql` has made of it."""
+    return f"strftime({grouped}, '%Y-%m-%d')" if key == "day" else grouped
+
+
 def key_value(key: str, value: Any) -> Any:
     """A key's value as reports have it: an hour is RFC 3339."""
     return rfc3339(value) if key == "hour" else value

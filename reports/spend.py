@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.errors import NoSuchSession
 from ledger.reader import connect, sums_alone, tier_rank
-from reports.keys import IN_TIME, key_sql, key_value, keys, titled
+from reports.keys import IN_TIME, grouped_sql, key_value, keys, shown_sql, titled
 from reports.options import ALL_TIME, Period, in_period, time_zone
 from reports.render import Column, Document, Fact, Table, harmless, shown
 
@@ -52,7 +52,7 @@ counted as (
 select
     tier,
     provider,
-    model{names},
+    model{shown},
     sum(cost_usd) as cost_usd,
     sum(list_cost_usd) as list_cost_usd,
     sum(requests)::bigint as requests,
@@ -315,11 +315,15 @@ def _parts_in(
     connection: duckdb.DuckDBPyConnection, attempts: str, by: tuple[str, ...], within: Period
 ) -> list[Figures]:
     key_names = [f"key_{at}" for at in range(len(by))]
-    expressions = [f", {key_sql(key)} as {name}" for key, name in zip(by, key_names, strict=True)]
+    expressions = [f", {grouped_sql(key)} as {name}" for key, name in zip(by, key_names, strict=True)]
+    shown = [
+        f", {shown_sql(key, f'counted.{name}')} as {name}" for key, name in zip(by, key_names, strict=True)
+    ]
     condition, parameters = in_period(within)
     sql = _SPEND.format(
         keys="".join(expressions),
-        names="".join(f", {name}" for name in key_names),
+        names="".join(f", counted.{name}" for name in key_names),
+        shown="".join(shown),
         attempts=attempts,
         period=condition,
     )
