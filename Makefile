@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test torture lint typecheck wheel bench picture clean
+.PHONY: help venv demo test torture lint typecheck wheel bench bench-reports picture clean
 
 help:  ## show this
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## the environment in .venv, with everything at its pinned version
 
@@ -46,6 +46,11 @@ wheel: $(STAMP)  ## the wheel, in dist/
 
 bench: $(STAMP)  ## the benchmarks
 	@for name in route import help report messages answer stream ledger budgets; do $(BIN)/python -m benchmarks.bench_$$name || exit 1; done
+
+SIZES ?= 1 10
+
+bench-reports: $(STAMP)  ## reports of ledgers of 1 and 10 million events (SIZES="1 10 100": the last takes half an hour, 10 GB)
+	@$(BIN)/python -m benchmarks.bench_reports $(SIZES) $(ARGS)
 
 picture: $(STAMP)  ## docs/nightly.png, the nightly page as README shows it; needs Chromium
 	@$(BIN)/python tests/nightly_picture.py docs/nightly.png

@@ -15,11 +15,12 @@ import string
 from datetime import datetime, timedelta
 from decimal import Decimal
 from random import Random
+from typing import Any
 
 import uuid_utils
 
 from ledger import Ledger
-from ledger.events import RequestReceived
+from ledger.events import AttemptSettled, ErrorType, RequestReceived
 from ledger.prices import Usage
 from router import books
 from router.books import Attempt, Request
@@ -64,6 +65,25 @@ def play(ledger: Ledger, clock: Clock, *, requests: int, seed: int) -> None:
         at_once = number // (SESSIONS_AT_A_TIME * REQUESTS_PER_SESSION) * SESSIONS_AT_A_TIME
         session = at_once + random.randrange(SESSIONS_AT_A_TIME)
         _play_one(ledger, clock, random, f"crawl_session_{session}")
+
+
+def play_mishaps(ledger: Ledger, clock: Clock, *, requests: int, seed: int, settled: float) -> None:
+    """Record requests that go another way, by turns: given up, or moved to another tier and left in doubt.
+
+    settled: 0..1, how many of those in doubt somebody says a later word on.
+    """
+    random = Random(f"mishap {seed}")
+    for number in range(requests):
+        session = number // REQUESTS_PER_SESSION
+        name = f"crawl_session_{session}"
+        if number % 4 == 0:
+            _gave_up(ledger, clock, random, name)
+            continue
+        in_doubt = _fell_back(ledger, clock, random, name)
+        if random.random() < settled:
+            verdict = {"billing": "billed", "billing_rule": "settled"}
+            cost_usd = Decimal(random.randrange(1, 10**6)).scaleb(-9)
+            ledger.record(AttemptSettled(**in_doubt, **verdict, billed_cost_usd=cost_usd))
 
 
 def first_attempt(ledger: Ledger, random: Random, session_id: str) -> tuple[RequestReceived, Attempt]:
@@ -117,6 +137,59 @@ def _play_one(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> 
     log.append(
         books.succeeded(attempt, answer, cost, books.Timing(started_at, latency_ms)),
         books.completed(attempt, answer, log.started_at, whole_ms),
+    )
+
+
+def _fell_back(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> dict[str, Any]:
+    """No answer in time, and then a streamed one from FAST; gives what is in doubt."""
+    received, attempt = first_attempt(ledger, random, session_id)
+    begun_at = clock()
+    log = ledger.begin(received, books.started(attempt))
+    first_started_at = log.started_at
+    clock.pass_s(120)
+    failure = _failure("timeout", attempt.route, "no_answer", None)
+    fast = ROUTES["FAST"]
+    log.append(
+        books.failed(attempt, failure, books.UNKNOWN, books.Timing(first_started_at, 120_000.0), None),
+        books.fell_back(attempt.request, attempt.route, fast, "timeout"),
+    )
+    prices = ledger.prices.at(fast.provider, fast.model, ledger.now())
+    second = attempt._replace(
+        attempt_id=uuid_utils.uuid7().hex, number=2, route=fast, prices=prices, streamed=True
+    )
+    started_at = log.append(books.started(second))
+    latency_ms = random.lognormvariate(7, 0.7)
+    clock.pass_s(latency_ms / 1000)
+    answer = _answer(random, fast, received.prompt_bytes // 4, second.max_tokens)
+    cost = books.cost_of(answer, fast, prices, ledger.prices, started_at)
+    whole_ms = (clock() - begun_at).total_seconds() * 1000 + random.random()
+    log.append(
+        books.succeeded(second, answer, cost, books.Timing(started_at, latency_ms, latency_ms / 5)),
+        books.completed(second, answer, log.started_at, whole_ms),
+    )
+    return attempt.facts() | {"started_at": first_started_at}
+
+
+def _gave_up(ledger: Ledger, clock: Clock, random: Random, session_id: str) -> None:
+    received, attempt = first_attempt(ledger, random, session_id)
+    log = ledger.begin(received, books.started(attempt))
+    latency_ms = random.lognormvariate(5, 1)
+    clock.pass_s(latency_ms / 1000)
+    failure = _failure("invalid_request", attempt.route, "error_status", 400)
+    log.append(
+        books.failed(attempt, failure, books.UNKNOWN, books.Timing(log.started_at, latency_ms), None),
+        books.request_failed(attempt, log.started_at, latency_ms, failure, "given_up"),
+    )
+
+
+def _failure(error_type: ErrorType, route: Route, rule: str, http_status: int | None) -> ProviderError:
+    return ProviderError(
+        error_type,
+        error_type=error_type,
+        provider=route.provider,
+        retryable=False,
+        billing_rule=rule,
+        http_status=http_status,
     )
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from ledger.billing import BILLING_RULES
-from ledger.reader import VIEWS, view_columns, view_sql
+from ledger.reader import RELATIONS, VIEWS, view_columns, view_sql
 from ledger.schema import COLUMNS, SQL_TYPES
 
 _INTRODUCTION = """\
@@ -103,7 +103,7 @@ def _types() -> dict[str, dict[str, str]]:
     fields = ", ".join(f"{column.name} {SQL_TYPES[column.kind]}" for column in COLUMNS)
     with duckdb.connect() as connection:
         connection.execute(f"create table events ({fields})")
-        for name in VIEWS[1:]:
+        for name in RELATIONS[1:]:
             connection.execute(f"create view {name} as {view_sql(name)}")
         return {
             name: {

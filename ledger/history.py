@@ -43,6 +43,7 @@ def _story(part: Path, journal_id: str) -> Story:
 
 def _sealed_runs(segment: Path) -> Iterator[tuple[str, Run]]:
     rows = read_segment(segment, ["journal_id", "seq", *FOLDED]).to_pylist()
+    rows.sort(key=lambda row: (row["journal_id"], row["seq"]))  # events of a kind lie together
     for journal_id, run in groupby(rows, key=lambda row: row["journal_id"]):
         yield journal_id, [(row["seq"], row) for row in run]
 

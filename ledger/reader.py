@@ -44,10 +44,22 @@ VIEWS = (  # each reads only those before it
     "in_doubt",
     "fallbacks",
 )
-_STORED = ("events", "attempts", "requests")
+_TABLES = ("ledger_settled", "ledger_open")  # few rows, read anew by all that reads attempts
+_LOWER = (
+    "events",
+    *_TABLES,
+    "ledger_attempts",
+    "ledger_bounded",
+    "ledger_requests",
+    "ledger_failed",
+    "attempts",
+    "requests",
+)  # others read them
+RELATIONS = (*_LOWER, *(view for view in VIEWS if view not in _LOWER))  # each reads only those before it
 _IDENTITY = ("journal_id", "seq")
 _FOLDER = Path(__file__).with_name("views")
 _HANDLES_AT_LEAST = 8
+_MEMORY_FOR_SUMS = "500MB"
 _SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
 
 
@@ -63,7 +75,7 @@ def connect(
 
     session_id: `events`, and so all views, hold this session alone; only the segments that hold it
     are opened. tz: where days begin, and how moments are shown. allow_damage: leave out what is
-    missing or altered instead of refusing. views: those to make, each after what it reads; without
+    missing or altered instead of refusing. views: those to make, with what they read; without
     `events` among them only the columns that they name are read of an event, which is faster.
 
     Raises LedgerError where there is no ledger or no such time zone, DamagedLedger where its files
@@ -81,6 +93,7 @@ def connect(
     connection = duckdb.connect(config=_config())
     try:
         _read_ahead_less(connection)
+        connection.execute("set parquet_metadata_cache = true")  # views read segments more than once
         _set_time_zone(connection, tz)
         _set_variables(connection, root, session_id, allow_damage, _columns_for(tuple(views)))
         _take_snapshot(connection, root)
@@ -142,6 +155,15 @@ def scan(path: str | Path, *, allow_damage: bool = False) -> pl.LazyFrame:
         extra_columns="ignore",
     )
     return pl.concat([sealed, frame.lazy()])
+
+
+def sums_alone(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    """A connection that is asked for sums: they need little memory, and the rest may go through its disk.
+
+    With the footers of 2,000 segments, some 450 MB, a process stays below 1 GB.
+    """
+    connection.execute(f"set memory_limit = '{_MEMORY_FOR_SUMS}'")
+    return connection
 
 
 def lock(connection: duckdb.DuckDBPyConnection) -> None:
@@ -393,20 +415,34 @@ def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
     last, the lowest last of all.
     """
     columns = _columns_for(tuple(views))
-    wanted = ["events", *(name for name in views if name != "events")] if views else []
+    wanted = _with_what_they_read(views)
     if stored:
-        return [_view_statement(name, columns, "table" if name in _STORED else "view") for name in wanted]
-    low = [name for name in wanted if name in _STORED]
-    high = [name for name in wanted if name not in _STORED]
+        kinds = {name: "table" if name in _LOWER else "view" for name in wanted}
+        return [_view_statement(name, columns, kinds[name]) for name in wanted]
+    low = [name for name in wanted if name in _LOWER]
+    tables = [name for name in low if name in _TABLES]
     return [
         *(statement for name in low for statement in _stand_in(name)),
-        *(_view_statement(name, columns) for name in [*high, *reversed(low)]),
-        *(f"drop table {_columns_of(name)};\n" for name in low),
+        *(_view_statement(name, columns) for name in wanted if name not in _LOWER),
+        *(_view_statement(name, columns) for name in reversed(low) if name not in _TABLES),
+        *(f"insert into {name}\n{_sql_file(name).rstrip()};\n" for name in tables),
+        *(f"drop table {_columns_of(name)};\n" for name in low if name not in _TABLES),
     ]
+
+
+def _with_what_they_read(views: Iterable[str]) -> list[str]:
+    """Views and all that they read, by their headers; each after what it reads."""
+    wanted = set(views)
+    for name in reversed(RELATIONS):
+        if name in wanted and (reads := re.search(r"  Reads: (.+)\.$", _sql_file(name), re.MULTILINE)):
+            wanted.update(set(re.findall(r"\w+", reads[1])).intersection(RELATIONS))
+    return [name for name in RELATIONS if name in wanted]
 
 
 def _stand_in(view: str) -> list[str]:
     """An empty table with a view's columns, under its name."""
+    if view in _TABLES:
+        return [f"create or replace temp table {view} as\n{_sql_file(view).rstrip()}\nwith no data;\n"]
     rows = "from ledger_journal_events" if view == "events" else _sql_file(view).rstrip()
     return [
         f"create or replace temp table {_columns_of(view)} as\n{rows}\nwith no data;\n",
@@ -524,7 +560,7 @@ def _columns_for(views: tuple[str, ...]) -> tuple[Column, ...]:
     if not views or "events" in views:
         return COLUMNS
     named = {*_IDENTITY, "session_id"}
-    for view in views:
+    for view in _with_what_they_read(views):
         named.update(re.findall(r"\w+", re.sub(r"(?m)^--.*$", "", _sql_file(view))))
     return tuple(column for column in COLUMNS if column.name in named)
 

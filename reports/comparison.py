@@ -205,9 +205,8 @@ def _samples(
     rows, _ = figures_of(tally)
     blocks: dict[Group, list[Figures]] = {}
     for block in tally.sums_by_block():
-        if not block["is_total"]:
-            blocks.setdefault(_group(block, by), []).append(block)
-    points = {_group(row, by): row for row in tally.quantiles(POINTS) if not row["is_total"]}
+        blocks.setdefault(_group(block, by), []).append(block)
+    points = {_group(row, by): row for row in tally.quantiles(POINTS)}
     return {
         (group := _group(row, by)): _Sample(row, {**_ratios(blocks[group]), **_quantiles(points[group])})
         for row in rows

@@ -15,7 +15,7 @@ KEYS = {
     "task": "task",
     "provider": "provider",
     "session": "session_id",
-    "day": "strftime(started_at, '%Y-%m-%d')",
+    "day": "strftime(started_at::date, '%Y-%m-%d')",
     "hour": "strftime(started_at, '%Y-%m-%dT%H:00%z')",
 }
 TAG = "tag:"
@@ -37,6 +37,16 @@ def keys(given: str | Sequence[str] | None) -> tuple[str, ...]:
 def key_sql(key: str) -> str:
     """The expression of a key over anything with the columns of `attempts` or `requests`."""
     return f"tags[{quoted(key.removeprefix(TAG))}]" if key.startswith(TAG) else KEYS[key]
+
+
+def grouped_sql(key: str) -> str:
+    """The same, as what is grouped by: a day as a date, of which there is less to compare than of a text."""
+    return "started_at::date" if key == "day" else key_sql(key)
+
+
+def shown_sql(key: str, grouped: str) -> str:
+    """The expression of a key over what `grouped_sql` has made of it."""
+    return f"strftime({grouped}, '%Y-%m-%d')" if key == "day" else grouped
 
 
 def key_value(key: str, value: Any) -> Any:

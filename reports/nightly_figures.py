@@ -29,7 +29,7 @@ DAYS_SHOWN = 28
 TOP = 10
 MOST_BUDGETS = 100
 NOTHING = Decimal("0.000000000000")
-_VIEWS = ("events", "attempts", "requests", "budget_status")
+_VIEWS = ("events", "ledger_bounded", "ledger_requests", "ledger_failed", "budget_status")
 
 
 class Row(NamedTuple):
@@ -135,11 +135,43 @@ _MEASURES = f"{_OF_REQUESTS}, {_OF_ATTEMPTS}, {_SPEED}"
 # Three days row by row, all else by day: a month may hold more attempts than memory does.
 _COUNTED = """
 create temp table counted as
-with counted as (
+with asked as (
+    select * from ledger_requests
+    where {around} and (status <> 'failed' or (provider is not null and model is not null))
+    union all
+    select * from ledger_failed where {around}
+),
+tried as (
+    select request_id, count(*) as attempts, sum(cost_usd) as cost_usd
+    from ledger_attempts
+    where request_id in (select request_id from asked)
+    group by request_id
+),
+moved as (
+    select request_id, count(*) as fallbacks
+    from events
+    where event_type = 'fallback_engaged' and request_id in (select request_id from asked)
+    group by request_id
+),
+limited as (
+    select request_id, any_value(limit_usd) as limit_usd
+    from events
+    where
+        event_type = 'request_received'
+        and limit_usd is not null
+        and request_id in (select request_id from asked)
+    group by request_id
+),
+counted as (
     select
-        started_at, tier, provider, model, task, session_id, 1 as requests, 0 as attempts, status, fallbacks,
-        greatest(attempts - 1 - fallbacks, 0) as retries, cost_usd > limit_usd as is_over_limit
-    from requests
+        started_at, tier, provider, model, task, session_id, 1 as requests, 0 as attempts, status,
+        coalesce(fallbacks, 0) as fallbacks,
+        greatest(coalesce(tried.attempts, 0) - 1 - coalesce(fallbacks, 0), 0) as retries,
+        if(tried.attempts is null, 0, cost_usd) > limit_usd as is_over_limit
+    from asked
+        left join tried using (request_id)
+        left join moved using (request_id)
+        left join limited using (request_id)
     where started_at::date in ($day, $day_before, $week_before)
     union all by name
     select
@@ -147,8 +179,8 @@ with counted as (
         is_unpriced, is_ceiling_broken, reserved_usd, cost_usd, list_cost_usd, input_tokens, output_tokens,
         latency_ms, first_token_ms, coalesce(error_type, outcome) as error_type,
         nullif(error_message, '') as error_message
-    from attempts
-    where started_at::date in ($day, $day_before, $week_before)
+    from ledger_bounded
+    where {around} and started_at::date in ($day, $day_before, $week_before)
 )
 select
     * exclude (started_at), started_at, started_at::date as day,
@@ -158,10 +190,17 @@ from counted
 _BY_DAY = f"""
 create temp table by_day as
 select started_at::date as day, tier, provider, model, {_OF_ATTEMPTS}
-from (select *, 1 as attempts from attempts)
-where
-    started_at::date <= $day
-    and (started_at::date >= $first_day or billing = 'unknown' or outcome = 'in_flight')
+from (
+    select *, 1 as attempts
+    from ledger_bounded
+    where {{around}} and started_at::date between $first_day::date and $day::date
+    union all
+    select *, 1 as attempts
+    from ledger_bounded
+    where
+        started_at::date < least($first_day::date, $day::date)
+        and (billing = 'unknown' or outcome = 'in_flight')
+)
 group by all
 """
 _COUNTS = (
@@ -250,9 +289,20 @@ def read_night(path: str | Path, day: date, *, tz: str = "UTC", allow_damage: bo
 def _count(connection: duckdb.DuckDBPyConnection, days: Days) -> None:
     connection.execute("set variable day = $1::date", [days.day.isoformat()])
     three = {"day": days.day, "day_before": days.before, "week_before": days.week_before}
-    connection.execute(_COUNTED, {name: each.isoformat() for name, each in three.items()})
+    counted = _COUNTED.format(around=_around(days.week_before, days.day))
+    connection.execute(counted, {name: each.isoformat() for name, each in three.items()})
     first_day = min(days.first_of_month, days.first_shown)
-    connection.execute(_BY_DAY, {"day": days.day.isoformat(), "first_day": first_day.isoformat()})
+    by_day = _BY_DAY.format(around=_around(first_day, days.day))
+    connection.execute(by_day, {"day": days.day.isoformat(), "first_day": first_day.isoformat()})
+
+
+def _around(first: date, last: date) -> str:
+    """A condition that days in any zone keep, and by which DuckDB leaves out what is far from them."""
+    bounds = (each.isoformat() for each in (first - timedelta(days=2), last + timedelta(days=3)))
+    return " and ".join(
+        f"started_at {sign} '{each} 00:00:00Z'::timestamptz"
+        for sign, each in zip((">=", "<"), bounds, strict=True)
+    )
 
 
 def _totals(connection: duckdb.DuckDBPyConnection, days: Days) -> Iterator[Row]:
@@ -370,8 +420,9 @@ def _window(connection: duckdb.DuckDBPyConnection, days: Days, scope: str, tz: s
     """What counts against a budget of the day, or of its month, by the days of the budget's own zone."""
     first = days.day if scope == "day" else days.first_of_month
     sql = (
-        f"select {_OF_ATTEMPTS} from (select *, 1 as attempts from attempts)"
-        " where timezone($tz, started_at)::date between $first::date and $day::date"
+        f"select {_OF_ATTEMPTS} from (select *, 1 as attempts from ledger_bounded)"
+        f" where {_around(first, days.day)}"
+        " and timezone($tz, started_at)::date between $first::date and $day::date"
     )
     bounds = {"tz": tz, "first": first.isoformat(), "day": days.day.isoformat()}
     return next(_rows(connection, "budget", sql, bounds))

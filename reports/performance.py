@@ -104,15 +104,10 @@ def performance_report(
 
 def figures_of(tally: Tally) -> tuple[list[Figures], Figures | None]:
     """The rows of a report, and that of all groups together; None where there is nothing."""
-    rows, total = [], None
-    for row in tally.sums():
-        if row["is_total"]:
-            row["requests"] = row["requests_in_all"]
-            total = _finished(row, tally)
-        else:
-            rows.append({key: row[key] for key in tally.told_by} | _finished(row, tally))
+    groups = tally.sums()
+    rows = [{key: group[key] for key in tally.told_by} | _finished(group, tally) for group in groups]
     rows.sort(key=lambda row: [-row["attempts"], *(str(row[key]) for key in tally.told_by)])
-    return rows, total if rows else None
+    return rows, _finished(tally.total(groups), tally) if groups else None
 
 
 def _finished(row: Figures, tally: Tally) -> Figures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ledger.reader import connect
+from ledger.reader import connect, sums_alone
 from reports.options import ALL_TIME, Period
 from reports.render import Column, Document, Table, rfc3339
 
@@ -83,9 +83,8 @@ def sessions_report(
     Raises as `ledger.reader.connect`.
     """
     names = [column.name for column in _COLUMNS]
-    with connect(
-        path, tz=tz, allow_damage=allow_damage, views=("attempts", "requests", "sessions")
-    ) as connection:
+    with connect(path, tz=tz, allow_damage=allow_damage, views=("sessions",)) as connection:
+        sums_alone(connection)
         bounds = {"since": period.since, "until": period.until}
         connection.execute(
             _FOUND.format(columns=", ".join(names)),

@@ -14,8 +14,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.errors import NoSuchSession
-from ledger.reader import connect, tier_rank
-from reports.keys import IN_TIME, key_sql, key_value, keys, titled
+from ledger.reader import connect, sums_alone, tier_rank
+from reports.keys import IN_TIME, grouped_sql, key_value, keys, shown_sql, titled
 from reports.options import ALL_TIME, Period, in_period, time_zone
 from reports.render import Column, Document, Fact, Table, harmless, shown
 
@@ -24,15 +24,20 @@ if TYPE_CHECKING:
 
     import duckdb
 
-_VIEWS = ("attempts", "requests")
+_VIEWS = ("ledger_bounded", "ledger_requests", "ledger_failed")
 _NOTHING = Decimal("0.000000000000")
 
 Figures = dict[str, Any]
 _SPEND = """
-with counted as (
+with requests as (
+    select * from ledger_requests where status <> 'failed' or (provider is not null and model is not null)
+    union all
+    select * from ledger_failed
+),
+counted as (
     select
         tier, provider, model, started_at, coalesce(ended_at, started_at) as last_at{keys},
-        0 as attempts, 1 as requests, status, fallbacks
+        0 as attempts, 1 as requests, status
     from requests
     where {period}
     union all by name
@@ -41,13 +46,13 @@ with counted as (
         1 as attempts, 0 as requests, outcome, billing, is_unpriced, is_unlisted, reserved_usd, cost_usd,
         list_cost_usd, is_ceiling_broken, input_tokens, cache_read_tokens, cache_write_tokens,
         output_tokens, reasoning_tokens
-    from attempts
+    from {attempts}
     where {period}
 )
 select
     tier,
     provider,
-    model{names},
+    model{shown},
     sum(cost_usd) as cost_usd,
     sum(list_cost_usd) as list_cost_usd,
     sum(requests)::bigint as requests,
@@ -57,7 +62,6 @@ select
     count(*) filter (where status = 'open') as open_requests,
     sum(attempts)::bigint as attempts,
     count(*) filter (where outcome not in ('succeeded', 'in_flight')) as failed_attempts,
-    coalesce(sum(fallbacks), 0)::bigint as fallbacks,
     coalesce(sum(input_tokens), 0)::bigint as input_tokens,
     coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
     coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
@@ -89,7 +93,6 @@ _COUNTS = (
     "open_requests",
     "attempts",
     "failed_attempts",
-    "fallbacks",
     "input_tokens",
     "cache_read_tokens",
     "cache_write_tokens",
@@ -178,7 +181,11 @@ class Spend(NamedTuple):
 
 
 # what `in_doubt` and `in_flight` count is told in tables of their own
-_IN_DATA = ("cost_usd", "list_cost_usd", *(name for name in _COUNTS if not name.startswith("in_")))
+_TOKENS_FROM = _COUNTS.index("input_tokens")
+_IN_DATA = (
+    *("cost_usd", "list_cost_usd", *_COUNTS[:_TOKENS_FROM], "fallbacks"),
+    *(name for name in _COUNTS[_TOKENS_FROM:] if name not in ("in_doubt_attempts", "in_flight_attempts")),
+)
 _REQUEST_PARTS = {
     "succeeded_requests": "succeeded",
     "failed_requests": "failed",
@@ -278,12 +285,14 @@ def spend_report(
             raise NoSuchSession(
                 f"no session {session_id!r} in {path}{_nearest_sessions(path, session_id, allow_damage)}"
             )
+        sums_alone(connection)
         parts = _parts_of(connection, named, period)
+        fallbacks = _fallbacks(connection, period)
     return Spend(
         session_id,
         period,
         tz,
-        total=_summed(parts, zone),
+        total=_summed(parts, zone) | {"fallbacks": fallbacks},
         by_tier=_by(parts, zone, ("tier",)),
         by_model=_by(parts, zone, ("model",)),
         by=named,
@@ -292,12 +301,31 @@ def spend_report(
 
 
 def _parts_of(connection: duckdb.DuckDBPyConnection, by: tuple[str, ...], within: Period) -> list[Figures]:
-    """The figures per tier, provider, model and keys: what all others are added up from."""
+    """The figures per tier, provider, model and keys: what all others are added up from.
+
+    A ceiling that counts stands on the outcome; only where one is missing there, it is looked for elsewhere.
+    """
+    parts = _parts_in(connection, "ledger_attempts", by, within)
+    if any(part[f"{name}_unbounded"] for part in parts for name in ("unpriced", "in_doubt")):
+        return _parts_in(connection, "ledger_bounded", by, within)
+    return parts
+
+
+def _parts_in(
+    connection: duckdb.DuckDBPyConnection, attempts: str, by: tuple[str, ...], within: Period
+) -> list[Figures]:
     key_names = [f"key_{at}" for at in range(len(by))]
-    expressions = [f", {key_sql(key)} as {name}" for key, name in zip(by, key_names, strict=True)]
+    expressions = [f", {grouped_sql(key)} as {name}" for key, name in zip(by, key_names, strict=True)]
+    shown = [
+        f", {shown_sql(key, f'counted.{name}')} as {name}" for key, name in zip(by, key_names, strict=True)
+    ]
     condition, parameters = in_period(within)
     sql = _SPEND.format(
-        keys="".join(expressions), names="".join(f", {name}" for name in key_names), period=condition
+        keys="".join(expressions),
+        names="".join(f", counted.{name}" for name in key_names),
+        shown="".join(shown),
+        attempts=attempts,
+        period=condition,
     )
     connection.execute(sql, parameters)
     names = [column[0] for column in connection.description or ()]
@@ -305,6 +333,19 @@ def _parts_of(connection: duckdb.DuckDBPyConnection, by: tuple[str, ...], within
     for part in parts:
         part.update((key, key_value(key, part.pop(name))) for key, name in zip(by, key_names, strict=True))
     return parts
+
+
+def _fallbacks(connection: duckdb.DuckDBPyConnection, within: Period) -> int:
+    """Moves to another tier, of the requests that started in a period."""
+    condition, parameters = in_period(within)
+    of_requests = f"and request_id in (select request_id from ledger_requests where {condition})"
+    connection.execute(
+        "select count(*) from events where event_type = 'fallback_engaged'"
+        f" {of_requests if within != ALL_TIME else ''}",
+        parameters,
+    )
+    (count,) = connection.fetchone() or (0,)
+    return int(count)
 
 
 def _summed(parts: Sequence[Figures], zone: tzinfo) -> Figures:

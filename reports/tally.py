@@ -7,47 +7,58 @@ circuits ─┘
 
 from __future__ import annotations
 
+from decimal import Decimal
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
-from ledger.reader import connect
+from ledger.reader import connect, sums_alone
 from reports.keys import key_sql, key_value
 from reports.options import Period, in_period
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import duckdb
 
 Figures = dict[str, Any]
 BLOCKS = 100
+NOTHING = Decimal("0.000000000000")
 
-# What an attempt, a move or a circuit adds to its group, one row each. Only requests of more than one
-# step are put in order, to tell retries from moves; a step is an attempt, or a tier found left alone.
-# `is_arrival`: the step before it, if any, was in another group. Of all groups together each request is
-# one, in whichever it began.
-_COUNTED = """
+# An attempt counts as a request that came to its group, and began there; what is otherwise is taken off
+# again, here. Only requests of more than one step are put in order for that; a step is an attempt, or a
+# tier found left alone. `is_arrival`: the step before it, if any, was in another group. Of all groups
+# together each request is one, in whichever it began.
+_CORRECTIONS = """
+create or replace temp table corrections as
 with again as (
-    select distinct request_id from events
-    where (event_type = 'attempt_started' and attempt_number > 1) or event_type = 'fallback_engaged'
+    select distinct request_id from ({again})
 ),
 steps as (
     select
-        * replace (coalesce(started_at, occurred_at) as started_at, coalesce(tier, from_tier) as tier),
-        event_type = 'attempt_started' as is_attempt
-    from events
-    where (event_type = 'attempt_started' or (event_type = 'fallback_engaged' and reason = 'circuit_open'))
-        and request_id in (from again)
+        *,
+        row({group_key}) as group_key
+    from (
+        select {step_columns}, tier, occurred_at as started_at, true as is_attempt
+        from events
+        where event_type = 'attempt_started' and (attempt_number > 1 or request_id in (from again))
+        union all by name
+        select
+            {step_columns},
+            coalesce(tier, from_tier) as tier,
+            coalesce(started_at, occurred_at) as started_at,
+            false as is_attempt
+        from events
+        where event_type = 'fallback_engaged' and reason = 'circuit_open'
+    )
 ),
 followed as (
     select
-        attempt_id,
-        journal_id,
-        seq,
+        *,
         is_attempt and lag(is_attempt) over earlier and tier = lag(tier) over earlier as is_retry,
         group_key is distinct from lag(group_key) over earlier as is_arrival,
         lag(seq) over earlier is null as is_first
-    from (select *, row({group_key}) as group_key from steps)
+    from steps
     window earlier as (partition by request_id order by occurred_at, seq)
 ),
 left_behind as (  -- an older move names no model: it is that of the attempts it followed
@@ -69,11 +80,11 @@ moved as (
         coalesce(events.provider, left_behind.provider) as provider,
         coalesce(events.model, left_behind.model) as model,
         events.occurred_at as started_at,
-        coalesce(followed.is_arrival, false) as is_arrival,
-        coalesce(followed.is_first, false) as is_first
+        coalesce(followed.is_arrival, false)::int as arrivals,
+        coalesce(followed.is_first, false)::int as firsts
     from events
         left join left_behind using (request_id, from_tier)
-        left join followed using (journal_id, seq)
+        left join (from followed where not is_attempt) as followed using (journal_id, seq)
     where events.event_type = 'fallback_engaged'
 ),
 openings as (
@@ -87,20 +98,50 @@ openings as (
         null::map(varchar, varchar) as tags,
         min(occurred_at) filter (where event_type = 'circuit_closed') as closed_at
     from events
-    where event_type in ('circuit_opened', 'circuit_closed')
+    where event_type between 'circuit_closed' and 'circuit_opened'
     group by provider, model, started_at
     having bool_or(event_type = 'circuit_opened')
 ),
-counted as (
+corrected as (
+    select
+        {group_columns},
+        {block} as block,
+        is_retry::int as retries,
+        is_arrival::int - 1 as arrivals,
+        is_first::int - 1 as firsts,
+        (is_first and attempt_number > 1)::int as strays
+    from followed
+    where is_attempt and (is_retry or not is_arrival or not is_first or attempt_number > 1) and {period}
+    union all by name
+    select {group_columns}, {block} as block, 1 as moves, arrivals, firsts from moved where {period}
+)
+select
+    {names},
+    block,
+    sum(retries) as retries,
+    sum(arrivals) as arrivals,
+    sum(firsts) as firsts,
+    sum(moves) as moves,
+    sum(strays) as strays,
+    null::timestamptz as circuit_started_at,
+    null::timestamptz as closed_at
+from corrected
+group by {names}, block
+union all by name
+select {group_columns}, started_at as circuit_started_at, closed_at from openings
+where {period} and {has_circuits}
+"""
+# What an attempt adds to its group, one row each, and the corrections.
+_COUNTED = """
+with counted as (
     select
         {group_columns},
         {block} as block,
         outcome,
         outcome = 'succeeded' as is_answered,
         outcome not in ('succeeded', 'in_flight') as is_failed,
-        coalesce(is_retry, false) as is_retry,
-        coalesce(is_arrival, true) as is_arrival,
-        coalesce(is_first, true) as is_first,
+        1 as arrivals,
+        1 as firsts,
         error_type,
         billing,
         is_unpriced,
@@ -108,24 +149,38 @@ counted as (
         latency_ms,
         first_token_ms,
         output_tokens
-    from attempts left join followed using (attempt_id)
+    from ledger_attempts
     where {period}
     union all by name
-    select {group_columns}, {block} as block, true as is_move, is_arrival, is_first from moved where {period}
-    union all by name
-    select {group_columns}, started_at as circuit_started_at, closed_at from openings
-    where {period} and {has_circuits}
+    select * from corrections
 )
+"""
+_STEP_COLUMNS = (
+    "request_id, session_id, task, tags, provider, model, journal_id, seq, occurred_at, attempt_number"
+)
+# Requests of more than one step: an attempt without an answer comes before another, and those are few and
+# soon read. What is otherwise shows: an attempt that is not the first, without one before it.
+_AGAIN_LIKELY = """
+    select request_id from events where event_type between 'attempt_abandoned' and 'attempt_failed'
+    union all
+    select request_id from events where event_type = 'fallback_engaged'
+    union all
+    select request_id from ledger_open
+"""
+_AGAIN = """
+    select request_id from events where event_type = 'attempt_started' and attempt_number > 1
+    union all
+    select request_id from events where event_type = 'fallback_engaged'
 """
 _SUMS = """
     count(outcome) as attempts,
     count(*) filter (where is_answered) as succeeded_attempts,
     count(*) filter (where is_failed) as failed_attempts,
     count(*) filter (where outcome = 'in_flight') as in_flight_attempts,
-    count(*) filter (where is_retry) as retries,
-    count(*) filter (where is_arrival) as requests,
-    count(*) filter (where is_first) as requests_in_all,
-    count(*) filter (where is_move) as fallbacks,
+    coalesce(sum(retries), 0)::bigint as retries,
+    coalesce(sum(arrivals), 0)::bigint as requests,
+    coalesce(sum(firsts), 0)::bigint as requests_in_all,
+    coalesce(sum(moves), 0)::bigint as fallbacks,
     sum(cost_usd) as cost_usd,
     if(count(*) filter (where is_failed) = 0, 0, sum(cost_usd) filter (where is_failed)) as failed_cost_usd,
     count(*) filter (where is_unpriced) as unpriced_attempts,
@@ -133,11 +188,15 @@ _SUMS = """
     coalesce(sum(output_tokens) filter (where is_answered and latency_ms > 0), 0)::bigint as timed_tokens,
     sum(latency_ms) filter (where is_answered and latency_ms > 0 and output_tokens is not null) as timed_ms
 """
-_DETAILS = """,
+_POINTS = {"latency_ms": [0.5, 0.95, 0.99], "first_token_ms": [0.5, 0.95]}
+_QUANTILES = ",".join(
+    f" quantile_cont({name}, {points}) filter (where is_answered) as {name}"
+    for name, points in _POINTS.items()
+)
+_DETAILS = f""",
     count(*) filter (where error_type in ('rate_limited', 'overloaded')) as rate_limited_attempts,
     count(*) filter (where error_type = 'timeout') as timed_out_attempts,
-    quantile_cont(latency_ms, [0.5, 0.95, 0.99]) filter (where is_answered) as latency_ms,
-    quantile_cont(first_token_ms, [0.5, 0.95]) filter (where is_answered) as first_token_ms,
+{_QUANTILES},
     count(circuit_started_at) as circuit_openings,
     sum(epoch(closed_at) - epoch(circuit_started_at)) as circuit_open_s,
     strftime(
@@ -149,7 +208,7 @@ _OF_CIRCUITS = {"provider", "model", "tier"}
 
 def reading(path: str | Path, tz: str, allow_damage: bool) -> duckdb.DuckDBPyConnection:
     """A connection with what a tally reads. Raises as `ledger.reader.connect`."""
-    return connect(path, tz=tz, allow_damage=allow_damage, views=("events", "attempts"))
+    return connect(path, tz=tz, allow_damage=allow_damage, views=("events", "ledger_attempts"))
 
 
 def told_by_keys(by: tuple[str, ...]) -> tuple[str, ...]:
@@ -161,7 +220,7 @@ def told_by_keys(by: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Tally:
-    """What a period holds, by keys. Each method gives one row per group, and one of all: `is_total`.
+    """What a period holds, by keys. Each method gives one row per group.
 
     Counted anew for each, unless `keep()` was called: worth it where more than one is asked for.
     """
@@ -173,14 +232,26 @@ class Tally:
         self._names = [f"group_{at}" for at in range(len(self.told_by))]
         expressions = [key_sql(key) for key in self.told_by]
         columns = zip(expressions, self._names, strict=True)
-        condition, self._parameters = in_period(within)
-        self._counted = _COUNTED.format(
-            group_key=", ".join(expressions),
-            group_columns=", ".join(f"{sql} as {name}" for sql, name in columns),
-            period=condition,
-            block=f"hash(request_id) % {BLOCKS}",
-            has_circuits="true" if self.has_circuits else "false",
-        )
+        self._within = condition, self._parameters = in_period(within)
+        words = {
+            "group_key": ", ".join(expressions),
+            "step_columns": _STEP_COLUMNS,
+            "group_columns": ", ".join(f"{sql} as {name}" for sql, name in columns),
+            "period": condition,
+            "block": f"hash(request_id) % {BLOCKS}",
+            "names": ", ".join(self._names),
+            "has_circuits": "true" if self.has_circuits else "false",
+        }
+        self._correct(words)
+        self._counted = _COUNTED.format(**words)
+
+    def _correct(self, words: Mapping[str, str]) -> None:
+        connection = sums_alone(self._connection)
+        connection.execute(_CORRECTIONS.format(**words, again=_AGAIN_LIKELY), self._parameters)
+        connection.execute("select 1 from corrections where strays > 0 limit 1")
+        if connection.fetchone():
+            connection.execute(_CORRECTIONS.format(**words, again=_AGAIN), self._parameters)
+        connection.execute("reset memory_limit")  # percentiles are made of all values at once
 
     def keep(self) -> Tally:
         """Count once, into a table, in place of any kept before."""
@@ -194,9 +265,62 @@ class Tally:
         """Counts, costs, percentiles of latency and first token, circuits."""
         return self._rows(_SUMS + _DETAILS)
 
+    def total(self, groups: Sequence[Figures]) -> Figures:
+        """The sums of all groups as one. Only percentiles are asked for: they do not add up."""
+        total = {
+            name: _added(group[name] for group in groups) for name in groups[0] if name not in self.told_by
+        }
+        failed = [group["failed_cost_usd"] for group in groups if group["failed_attempts"]]
+        openings = [group["circuit_opened_at"] for group in groups if group["circuit_opened_at"]]
+        return (
+            total
+            | self._quantiles_of_all(groups)
+            | {
+                "requests": total["requests_in_all"],
+                "failed_cost_usd": _added(failed) if failed else NOTHING,
+                "circuit_opened_at": max(openings, default=None),
+            }
+        )
+
+    def _quantiles_of_all(self, groups: Sequence[Figures]) -> Figures:
+        return {
+            name: self._quantiles(name, points) if any(group[name] for group in groups) else None
+            for name, points in _POINTS.items()
+        }
+
+    def _quantiles(self, name: str, points: Sequence[float]) -> list[float]:
+        """As quantile_cont has them, in little memory: of all values only those near the points are kept."""
+        condition, parameters = self._within
+        answers = f"from events where event_type = 'attempt_succeeded' and {name} is not null and {condition}"
+        whole = f"floor({name})::bigint"
+        sql = f"select {whole} as whole, count(*) {answers} group by whole order by whole"
+        counts = self._connection.execute(sql, parameters).fetchall()
+        last = sum(times for _, times in counts) - 1
+        ranks = {rank for point in points for rank in (floor(last * point), ceil(last * point))}
+        places, rank = [], 0
+        for number, times in counts:
+            if any(rank <= wanted < rank + times for wanted in ranks):
+                places.append((number, rank))
+            rank += times
+        numbers = ", ".join(str(number) for number, _ in places)
+        values = f"list({name} order by {name})"
+        sql = f"select {whole} as whole, {values} {answers} and {whole} in ({numbers}) group by whole"
+        near = dict(self._connection.execute(sql, parameters).fetchall())
+        at = {first + index: value for number, first in places for index, value in enumerate(near[number])}
+        return [
+            self._between(at[floor(last * point)], at[ceil(last * point)], last * point) for point in points
+        ]
+
+    def _between(self, low: float, high: float, rank: float) -> float:
+        """The value at a rank between those of two whole ones, by the same arithmetic as of all values."""
+        ends = "unnest([$low, $high]::double[]) ends (value)"
+        sql = f"select quantile_cont(value, {rank - floor(rank)}) from {ends}"
+        ((value,),) = self._connection.execute(sql, {"low": low, "high": high}).fetchall()
+        return float(value)
+
     def sums_by_block(self) -> list[Figures]:
         """Counts and costs, in `BLOCKS` blocks of requests that are as good as drawn by lot."""
-        return self._rows(_SUMS, "block")
+        return self._rows(_SUMS, ["block"])
 
     def quantiles(self, points: Sequence[float]) -> list[Figures]:
         """How many latencies and first tokens of answers there are, and their quantiles at `points`."""
@@ -208,12 +332,10 @@ class Tally:
             )
         )
 
-    def _rows(self, sums: str, more: str = "") -> list[Figures]:
-        group = ", ".join([*self._names, more] if more else self._names)
+    def _rows(self, sums: str, more: Sequence[str] = ()) -> list[Figures]:
+        group = ", ".join([*self._names, *more])
         self._connection.execute(
-            f"{self._counted} select {group}, grouping({self._names[0]}) = 1 as is_total, {sums}"
-            f" from counted group by grouping sets (({group}), ({more}))",
-            self._parameters,
+            f"{self._counted} select {group}, {sums} from counted group by {group}", self._parameters
         )
         found = [column[0] for column in self._connection.description or ()]
         rows = [dict(zip(found, row, strict=True)) for row in self._connection.fetchall()]
@@ -223,3 +345,9 @@ class Tally:
                 for key, name in zip(self.told_by, self._names, strict=True)
             )
         return rows
+
+
+def _added(amounts: Iterable[Any]) -> Any:
+    """The sum of what is known; None where nothing is."""
+    known = [amount for amount in amounts if isinstance(amount, (int, float, Decimal))]
+    return sum(known[1:], known[0]) if known else None

@@ -162,8 +162,11 @@ def test_nothing_but_the_ledgers_own_is_left_at_a_prompt(history: History) -> No
     tables = in_plain_duckdb(history.path, "select table_name from duckdb_tables() order by 1")
     views = in_plain_duckdb(history.path, "select view_name from duckdb_views() where not internal")
 
-    assert tables == [("ledger_lines",), ("ledger_lines_left_out",), ("ledger_manifest",)]
-    assert {name for (name,) in views} == {*reader.VIEWS, "ledger_journal_events"}
+    assert [name for (name,) in tables] == [
+        *("ledger_lines", "ledger_lines_left_out", "ledger_manifest", "ledger_open", "ledger_settled"),
+    ]
+    below = {"ledger_journal_events", "ledger_attempts", "ledger_bounded", "ledger_requests"}
+    assert {name for (name,) in views} == {*reader.VIEWS, *below}
 
 
 def test_plain_parquet_files_are_right_about_all_that_is_sealed(history: History) -> None:

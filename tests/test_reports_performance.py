@@ -358,3 +358,14 @@ def test_few_observations_make_no_interval() -> None:
 def test_a_period_before_without_a_beginning_is_refused(slower: str) -> None:
     with pytest.raises(UsageError, match="--last or --since"):
         comparison_report(slower, period=Period(None, NOON), now=NOON)
+
+
+def test_percentiles_of_all_are_those_of_all_answers_together(slower: str) -> None:
+    total = performance_report(slower).total
+    with connect(slower) as connection:
+        (row,) = connection.execute(
+            "select quantile_cont(latency_ms, [0.5, 0.95, 0.99]) from attempts where outcome = 'succeeded'"
+        ).fetchall()
+
+    assert total
+    assert list(picked(total, "latency_ms_p50", "latency_ms_p95", "latency_ms_p99")) == row[0]

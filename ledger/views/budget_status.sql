@@ -1,5 +1,5 @@
 -- budget_status: each budget in force and how much of it is used.
--- Grain: (scope, is_each, scope_id, mode).  Reads: events, attempts.
+-- Grain: (scope, is_each, scope_id, mode).  Reads: events, ledger_bounded.
 -- A budget of each session, task, tier, model or request has a row for each of them that there is.
 -- Days and months are the current ones, in the budget's own zone.
 -- scope: request, session, task, tier, model, day, month or all
@@ -41,15 +41,15 @@ in_force as (
     where limit_usd >= 0
 ),
 scoped as (
-    select 'request' as scope, request_id as scope_id, * exclude (tier) from attempts
+    select 'request' as scope, request_id as scope_id, * exclude (tier) from ledger_bounded
     union all by name
-    select 'session' as scope, session_id as scope_id, * exclude (tier) from attempts where session_id is not null
+    select 'session' as scope, session_id as scope_id, * exclude (tier) from ledger_bounded where session_id is not null
     union all by name
-    select 'task' as scope, task as scope_id, * exclude (tier) from attempts
+    select 'task' as scope, task as scope_id, * exclude (tier) from ledger_bounded
     union all by name
-    select 'tier' as scope, tier as scope_id, * exclude (tier) from attempts
+    select 'tier' as scope, tier as scope_id, * exclude (tier) from ledger_bounded
     union all by name
-    select 'model' as scope, model as scope_id, * exclude (tier) from attempts
+    select 'model' as scope, model as scope_id, * exclude (tier) from ledger_bounded
 ),
 of_names as (
     select in_force.*, scoped.* exclude (scope)
@@ -58,10 +58,10 @@ of_names as (
     where in_force.scope not in ('day', 'month', 'all')
 ),
 of_times as (
-    select in_force.*, null as scope_id, attempts.* exclude (tier)
-    from in_force left join attempts on case in_force.scope
-        when 'day' then strftime(timezone(in_force.tz, attempts.started_at), '%Y-%m-%d') = in_force.period
-        when 'month' then strftime(timezone(in_force.tz, attempts.started_at), '%Y-%m') = in_force.period
+    select in_force.*, null as scope_id, ledger_bounded.* exclude (tier)
+    from in_force left join ledger_bounded on case in_force.scope
+        when 'day' then strftime(timezone(in_force.tz, ledger_bounded.started_at), '%Y-%m-%d') = in_force.period
+        when 'month' then strftime(timezone(in_force.tz, ledger_bounded.started_at), '%Y-%m') = in_force.period
         else true
     end
     where in_force.scope in ('day', 'month', 'all')

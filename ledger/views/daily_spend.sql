@@ -1,5 +1,5 @@
 -- daily_spend: what each day cost.
--- Grain: day, in the TimeZone of the connection.  Reads: requests, attempts.
+-- Grain: day, in the TimeZone of the connection.  Reads: ledger_requests, ledger_attempts.
 -- Money belongs to the moment its attempt started, settlements included; a request counts on the
 -- day it started.
 -- day: date; midnight is that of the connection's TimeZone
@@ -18,9 +18,9 @@
 -- in_doubt_attempts: attempts that were sent and whose outcome is not known; cost_usd lacks them
 -- in_flight_attempts: attempts without an outcome so far; cost_usd lacks them
 with counted as (
-    select started_at, 1 as requests, 0 as attempts from requests
+    select started_at, 1 as requests, 0 as attempts from ledger_requests
     union all by name
-    select *, 0 as requests, 1 as attempts from attempts
+    select *, 0 as requests, 1 as attempts from ledger_attempts
 ),
 summed as (
     select

@@ -1,5 +1,5 @@
 -- in_doubt: attempts that may yet cost something: sent, and how they ended is not known.
--- Grain: attempt_id.  Reads: attempts.
+-- Grain: attempt_id.  Reads: ledger_bounded.
 -- session_id: the caller's grouping key; NULL: none was given
 -- request_id: the request it was made for
 -- attempt_id: its own id; what a settlement names
@@ -28,7 +28,7 @@ with open_ended as (
         billing_rule,
         outcome = 'in_flight' as is_in_flight,
         reserved_usd
-    from attempts
+    from ledger_bounded
     where billing = 'unknown' or outcome = 'in_flight'
 )
 select * from open_ended

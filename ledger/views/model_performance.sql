@@ -1,5 +1,5 @@
 -- model_performance: how each model did, and at what cost.
--- Grain: (provider, model).  Reads: events, attempts.
+-- Grain: (provider, model).  Reads: events, ledger_attempts.
 -- provider: anthropic or openrouter
 -- model: as it was asked for
 -- attempts: HTTP calls to it
@@ -60,19 +60,26 @@ with summed as (
         count(*) filter (where is_unlisted) as unlisted_attempts,
         count(*) filter (where billing = 'unknown') as in_doubt_attempts,
         count(*) filter (where outcome = 'in_flight') as in_flight_attempts
-    from attempts
+    from ledger_attempts
     group by provider, model
 ),
 moved as (
+    select provider, model
+    from events
+    where event_type = 'fallback_engaged' and provider is not null and model is not null
+    union all
     -- an older move names no model: it is that of the attempt it followed
     select
-        coalesce(events.provider, any_value(attempts.provider)) as provider,
-        coalesce(events.model, any_value(attempts.model)) as model
-    from events
-        left join attempts
-            on attempts.request_id = events.request_id and attempts.tier = events.from_tier
-    where events.event_type = 'fallback_engaged'
-    group by events.journal_id, events.seq, events.provider, events.model
+        coalesce(older.provider, any_value(ledger_attempts.provider)) as provider,
+        coalesce(older.model, any_value(ledger_attempts.model)) as model
+    from (
+        select *
+        from events
+        where event_type = 'fallback_engaged' and (provider is null or model is null)
+    ) as older
+        left join ledger_attempts
+            on ledger_attempts.request_id = older.request_id and ledger_attempts.tier = older.from_tier
+    group by older.journal_id, older.seq, older.provider, older.model
 ),
 moves as (
     select provider, model, count(*) as fallbacks from moved group by provider, model
@@ -85,7 +92,7 @@ openings as (
         count(*) filter (where event_type = 'circuit_opened') as circuit_openings,
         min(occurred_at) filter (where event_type = 'circuit_closed') as closed_at
     from events
-    where event_type in ('circuit_opened', 'circuit_closed')
+    where event_type between 'circuit_closed' and 'circuit_opened'
     group by provider, model, started_at
 ),
 circuits as (

@@ -153,6 +153,19 @@ set variable ledger_segments = (
         or batch > getvariable('ledger_indexed_batch')::bigint
         or list_contains(getvariable('ledger_batches')::bigint[], batch)
 );
+set variable ledger_older_segments = (
+    select coalesce(list(getvariable('ledger_path') || '/' || file), [])
+    from ledger_manifest
+    where schema_version < getvariable('ledger_schema_version')::bigint
+);
+create or replace temp macro ledger_segments_of(are_older) as list_filter(
+    getvariable('ledger_segments'),
+    lambda path: list_contains(getvariable('ledger_older_segments'), path) = are_older
+);
+create or replace temp macro ledger_patterns_of(are_older) as list_transform(
+    if(len(ledger_segments_of(are_older)) > 0, ledger_segments_of(are_older), getvariable('ledger_segments')[1:1]),
+    lambda path: ledger_as_pattern(path)
+);
 
 -- What segments cover of a journal is a prefix. What follows begins right after it and has no
 -- gap: a hole is an error, never skipped. A journal that was continued in a second file repeats

@@ -1,5 +1,5 @@
 -- tier_breakdown: what each tier did in each session.
--- Grain: (session_id, tier).  Reads: requests, attempts.
+-- Grain: (session_id, tier).  Reads: ledger_requests, ledger_bounded.
 -- A request counts at the tier that answered it, else the last one tried; attempts, tokens and
 -- cost count at the tier that incurred them. So a tier may have attempts and no request.
 -- session_id: the caller's grouping key; NULL: none was given
@@ -21,9 +21,9 @@
 -- unpriced_ceiling_usd: USD; the most that unpriced_attempts can have cost; NULL: not known of all
 -- in_doubt_ceiling_usd: USD; the most that in_doubt_attempts can have cost; NULL: not known of all
 with counted as (
-    select session_id, tier, 1 as requests, 0 as attempts from requests
+    select session_id, tier, 1 as requests, 0 as attempts from ledger_requests
     union all by name
-    select *, 0 as requests, 1 as attempts from attempts
+    select *, 0 as requests, 1 as attempts from ledger_bounded
 ),
 summed as (
     select

@@ -1,0 +1,29 @@
+-- ledger_settled: what was said of attempts after they had ended; few, and a table.
+-- Grain: attempt_id.  Reads: events.
+with later as (
+    select
+        attempt_id,
+        occurred_at,
+        true as is_settlement,
+        billing,
+        billing_rule,
+        coalesce(billed_cost_usd, list_cost_usd) as cost_usd,
+        list_cost_usd
+    from events
+    where event_type = 'attempt_settled'
+    union all by name
+    select attempt_id, occurred_at, false as is_settlement from events where event_type = 'ceiling_broken'
+),
+folded as (
+    select
+        attempt_id,
+        arg_max(billing, occurred_at) filter (where is_settlement) as settled_billing,
+        arg_max(billing_rule, occurred_at) filter (where is_settlement) as settled_billing_rule,
+        sum(cost_usd) as settled_cost_usd,
+        sum(list_cost_usd) as settled_list_cost_usd,
+        bool_or(is_settlement) as is_settled,
+        not bool_and(is_settlement) as is_ceiling_broken
+    from later
+    group by attempt_id
+)
+select * from folded

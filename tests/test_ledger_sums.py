@@ -1,0 +1,81 @@
+"""Views are sums: what a report asks of a whole ledger is added up as it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from played import History
+
+from ledger.reader import connect
+
+REQUESTS = 30
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty requests of two attempts each in one session, and one that is open; sealed."""
+    history = History(tmp_path_factory.mktemp("sums") / "ledger")
+    for _ in range(REQUESTS):
+        history.play("""
+            session=s-1 at=2026-11-22T10:00:00
+                REASONING   503
+                FAST        ok   in=1000 out=200
+        """)
+    history.play("""
+        session=s-1 at=2026-11-22T11:00:00
+            REASONING   pending   ceiling=0.5
+    """)
+    history.ledger.seal()
+    history.close()
+    return history.path
+
+
+def operators(connection: duckdb.DuckDBPyConnection, sql: str) -> Iterator[dict[str, Any]]:
+    """What DuckDB does for a query, each step with the rows it gave."""
+    ((_, plan),) = connection.execute(f"explain (analyze, format json) {sql}").fetchall()
+    steps = list(json.loads(plan)["operator"])
+    while steps:
+        step = steps.pop()
+        steps += step.get("children", [])
+        yield step
+
+
+@pytest.mark.parametrize("view", ["sessions", "tier_breakdown", "daily_spend"])
+def test_nothing_is_grouped_by_request_or_attempt_on_the_way_to_a_sum(view: str, sealed: Path) -> None:
+    with connect(sealed, views=(view,)) as connection:
+        steps = list(operators(connection, f"select * from {view}"))
+    grouped = [step["intermediate_rows"] for step in steps if "GROUP_BY" in str(step["type"])]
+
+    assert grouped
+    assert max(grouped) < REQUESTS, grouped
+
+
+def test_attempts_are_read_without_their_beginnings_where_nobody_asks_for_ceilings(sealed: Path) -> None:
+    def starts_read(columns: str) -> bool:
+        steps = operators(connection, f"select {columns} from attempts")
+        return any("attempt_started" in str(step.get("extra_info", {}).get("Filters")) for step in steps)
+
+    with connect(sealed, views=("attempts",)) as connection:
+        rows = connection.execute("select count(*), count(reserved_usd) from attempts").fetchall()
+        assert starts_read("sum(reserved_usd)")
+        assert not starts_read("sum(cost_usd), sum(input_tokens), min(started_at)")
+    assert rows == [(2 * REQUESTS + 1, 1)]
+
+
+def test_answers_are_a_row_group_of_their_own(sealed: Path) -> None:
+    (segment, *_) = sorted(sealed.glob("events/date=2026*/*.parquet"))
+    with pq.ParquetFile(segment) as file:
+        kinds = [
+            set(file.read_row_group(number, ["event_type"])["event_type"].to_pylist())
+            for number in range(file.num_row_groups)
+        ]
+
+    assert kinds[0] == {"attempt_succeeded"}
+    assert kinds[2] == {"request_received", "attempt_started", "request_completed"}
+    assert {"attempt_failed", "fallback_engaged", "journal_opened"} <= kinds[1]
