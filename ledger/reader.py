@@ -128,7 +128,7 @@ def ledger_sql(path: str | Path) -> str:
             f"set variable ledger_schema_version = {SCHEMA_VERSION};",
             "",
             _sql_file("snapshot"),
-            *_view_statements(VIEWS),
+            *_view_statements(VIEWS, _sql_file("events")),
         ]
     )
 
@@ -391,8 +391,8 @@ def _size_of(path: Path) -> int | None:
 
 
 def _segments_of(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    row = connection.execute("select getvariable('ledger_segments')").fetchone()
-    return list(row[0]) if row else []
+    ((segments,),) = connection.execute("select getvariable('ledger_segments')").fetchall()
+    return list(segments)
 
 
 def _make_views(
@@ -401,13 +401,25 @@ def _make_views(
     import duckdb
 
     try:
-        for statement in _view_statements(views, stored):
+        for statement in _view_statements(views, _events_there(connection), stored):
             connection.execute(statement)
     except duckdb.IOException as error:
         raise DamagedLedger(f"{root} cannot be read: {first_words(error)}") from error
 
 
-def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
+def _events_there(connection: duckdb.DuckDBPyConnection) -> str:
+    """The text of `events` without segments of a kind that there are none of: each part costs time."""
+    ((older,),) = connection.execute("select getvariable('ledger_older_segments')").fetchall()
+    segments = [path for path in _segments_of(connection) if not path.endswith(NO_SEGMENT)]
+    are_older = {path in older for path in segments}
+    union = "\n    union all by name\n"
+    recorded, shown = _sql_file("events").split("\n)\n")
+    journals, of_newest_schema, of_older = recorded.split(union)
+    parts = [journals, *[of_newest_schema] * (False in are_older), *[of_older] * (True in are_older)]
+    return f"{union.join(parts)}\n)\n{shown}"
+
+
+def _view_statements(views: Sequence[str], events: str, stored: bool = False) -> list[str]:
     """What makes the views. `stored`: the first as tables, which is faster where there are few rows.
 
     DuckDB works out all that a view reads when it is made, down to the segments, and so again for each
@@ -418,13 +430,13 @@ def _view_statements(views: Sequence[str], stored: bool = False) -> list[str]:
     wanted = _with_what_they_read(views)
     if stored:
         kinds = {name: "table" if name in _LOWER else "view" for name in wanted}
-        return [_view_statement(name, columns, kinds[name]) for name in wanted]
+        return [_view_statement(name, columns, events, kinds[name]) for name in wanted]
     low = [name for name in wanted if name in _LOWER]
     tables = [name for name in low if name in _TABLES]
     return [
         *(statement for name in low for statement in _stand_in(name)),
-        *(_view_statement(name, columns) for name in wanted if name not in _LOWER),
-        *(_view_statement(name, columns) for name in reversed(low) if name not in _TABLES),
+        *(_view_statement(name, columns, events) for name in wanted if name not in _LOWER),
+        *(_view_statement(name, columns, events) for name in reversed(low) if name not in _TABLES),
         *(f"insert into {name}\n{_sql_file(name).rstrip()};\n" for name in tables),
         *(f"drop table {_columns_of(name)};\n" for name in low if name not in _TABLES),
     ]
@@ -542,8 +554,8 @@ def _sql_file(name: str) -> str:
     return (_FOLDER / f"{name}.sql").read_text("utf-8")
 
 
-def _view_statement(name: str, columns: Sequence[Column], kind: str = "view") -> str:
-    rows = _sql_file(name).rstrip()
+def _view_statement(name: str, columns: Sequence[Column], events: str, kind: str = "view") -> str:
+    rows = (events if name == "events" else _sql_file(name)).rstrip()
     if name == "events" and columns != COLUMNS:  # what was not read of journals must not look like NULL
         rows = f"select {', '.join(column.name for column in columns)} from (\n{rows}\n)"
     return f"create or replace temp {kind} {name} as\n{rows};\n"

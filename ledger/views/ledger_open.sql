@@ -9,44 +9,26 @@ with unfinished as (
     where event_type between 'journal_closed' and 'journal_opened'
     group by journal_id
     having not bool_or(event_type = 'journal_closed')
-    union
-    select distinct journal_id
-    from events
-    where getvariable('ledger_session') is not null or coalesce(getvariable('ledger_allow_damage')::boolean, false)
-),
-told as not materialized (
-    select
-        *,
-        event_type in ('request_completed', 'request_failed', 'request_denied') as is_end,
-        event_type in ('attempt_succeeded', 'attempt_failed', 'attempt_cancelled', 'attempt_abandoned')
-            as is_outcome
-    from events
-    where
-        request_id is not null
-        and event_type <> 'ceiling_broken'
-        and (
-            event_type <> 'attempt_settled'  -- of an attempt that has ended, in whichever journal
-            or getvariable('ledger_session') is not null
-            or coalesce(getvariable('ledger_allow_damage')::boolean, false)
-        )
-        and journal_id in (from unfinished)
 ),
 endless as (
     select request_id
-    from told
+    from events
+    where request_id is not null and (getvariable('ledger_asks_every_request')::boolean or journal_id in (from unfinished))
     group by request_id
-    having not bool_or(is_end)
-    union
-    select request_id
-    from told
-    where attempt_id is not null
-    group by request_id, attempt_id
-    having not bool_or(is_outcome)
+    having
+        count(*) filter (where event_type in ('request_completed', 'request_failed', 'request_denied')) = 0
+        -- of each attempt there are two such events, once it has ended
+        or bit_xor(hash(attempt_id)) filter (
+            where event_type in (
+                'attempt_started', 'attempt_succeeded', 'attempt_failed', 'attempt_cancelled', 'attempt_abandoned'
+            )
+        ) <> 0
 ),
 kept as (
     select
         event_type,
-        is_outcome,
+        event_type in ('attempt_succeeded', 'attempt_failed', 'attempt_cancelled', 'attempt_abandoned')
+            as is_outcome,
         occurred_at,
         started_at,
         session_id,
@@ -60,7 +42,12 @@ kept as (
         provider,
         model,
         reserved_usd
-    from told
-    where request_id in (from endless)
+    from events
+    where
+        event_type <> 'ceiling_broken'
+        -- a settlement is of an attempt that has ended, in any journal
+        and (event_type <> 'attempt_settled' or getvariable('ledger_asks_every_request')::boolean)
+        and (getvariable('ledger_asks_every_request')::boolean or journal_id in (from unfinished))
+        and request_id in (from endless)
 )
 select * from kept

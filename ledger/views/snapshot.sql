@@ -167,6 +167,11 @@ create or replace temp macro ledger_patterns_of(are_older) as list_transform(
     lambda path: ledger_as_pattern(path)
 );
 
+-- Of one session no journal's end is seen, and of a damaged ledger none is believed.
+set variable ledger_asks_every_request = (
+    getvariable('ledger_session') is not null or coalesce(getvariable('ledger_allow_damage')::boolean, false)
+);
+
 -- What segments cover of a journal is a prefix. What follows begins right after it and has no
 -- gap: a hole is an error, never skipped. A journal that was continued in a second file repeats
 -- lines there; each (journal_id, seq) counts once.
