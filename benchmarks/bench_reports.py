@@ -5,8 +5,8 @@
 Sizes are millions of events. Of each, in processes of their own so that memory can be told apart:
 
 - each ledger-wide report: at most 1 GB resident, and from 10 million on at most 1.5 × the best plain
-  aggregation of the same columns over all events in
-  one Parquet file, sorted by time (`benchmarks/plain_sql.py`);
+  aggregation of the same columns over all events in one Parquet file, sorted by time
+  (`benchmarks/plain_sql.py`);
 - `report --session`, cold, as a whole process: at most 1.5 × its time in the smallest of the ledgers;
 - what each day cost, over a million calls: at least 5 × faster than DuckDB over the same as JSON lines.
 

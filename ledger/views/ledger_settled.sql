@@ -4,13 +4,15 @@ with later as (
     select
         attempt_id,
         occurred_at,
-        event_type = 'attempt_settled' as is_settlement,
+        true as is_settlement,
         billing,
         billing_rule,
         coalesce(billed_cost_usd, list_cost_usd) as cost_usd,
         list_cost_usd
     from events
-    where event_type in ('attempt_settled', 'ceiling_broken')
+    where event_type = 'attempt_settled'
+    union all by name
+    select attempt_id, occurred_at, false as is_settlement from events where event_type = 'ceiling_broken'
 ),
 folded as (
     select
