@@ -126,8 +126,10 @@ _SPEED = """
     quantile_cont(latency_ms, 0.50) filter (where outcome = 'succeeded') as latency_ms_p50,
     quantile_cont(latency_ms, 0.95) filter (where outcome = 'succeeded') as latency_ms_p95,
     quantile_cont(first_token_ms, 0.50) filter (where outcome = 'succeeded') as first_token_ms_p50,
-    sum(output_tokens) filter (where outcome = 'succeeded') * 1000
-        / nullif(sum(try_cast(latency_ms as decimal(18, 3))) filter (where outcome = 'succeeded'), 0)
+    sum(output_tokens) filter (where outcome = 'succeeded' and latency_ms > 0) * 1000
+        / sum(try_cast(latency_ms as decimal(18, 6))) filter (
+            where outcome = 'succeeded' and latency_ms > 0 and output_tokens is not null
+        )::double
         as output_tokens_per_s
 """
 _MEASURES = f"{_OF_REQUESTS}, {_OF_ATTEMPTS}, {_SPEED}"

@@ -172,6 +172,7 @@ _AGAIN = """
     union all
     select request_id from events where event_type = 'fallback_engaged'
 """
+# A sum of floats depends on its order, which threads change; one of decimals does not.
 _SUMS = """
     count(outcome) as attempts,
     count(*) filter (where is_answered) as succeeded_attempts,
@@ -186,7 +187,9 @@ _SUMS = """
     count(*) filter (where is_unpriced) as unpriced_attempts,
     count(*) filter (where billing = 'unknown') as in_doubt_attempts,
     coalesce(sum(output_tokens) filter (where is_answered and latency_ms > 0), 0)::bigint as timed_tokens,
-    sum(latency_ms) filter (where is_answered and latency_ms > 0 and output_tokens is not null) as timed_ms
+    sum(try_cast(latency_ms as decimal(18, 6))) filter (
+        where is_answered and latency_ms > 0 and output_tokens is not null
+    )::double as timed_ms
 """
 _POINTS = {"latency_ms": [0.5, 0.95, 0.99], "first_token_ms": [0.5, 0.95]}
 _QUANTILES = ",".join(
