@@ -259,7 +259,7 @@ def _published(ours: ModelPrices, now: datetime) -> ModelPrices | None:
     try:
         from genai_prices.data_snapshot import get_snapshot
     except ImportError as error:
-        raise LedgerError("genai-prices is not installed; pip install 'bughive-costs[prices]'") from error
+        raise LedgerError("genai-prices is not installed; pip install genai-prices") from error
     for name in ours.names:
         try:
             _, model = get_snapshot().find_provider_model(name, None, ours.provider, None)

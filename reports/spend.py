@@ -419,4 +419,5 @@ def _nearest_sessions(path: str | Path, session_id: str, allow_damage: bool) -> 
             " order by jaro_winkler_similarity(session_id, $1) desc, session_id limit 3",
             [session_id],
         ).fetchall()
-    return f"; did you mean {' or '.join(name for (name,) in found)}?" if found else ""
+    near = " or ".join(name for (name,) in found)
+    return f"; did you mean {near}?" if near else "; see bughive-costs sessions"
