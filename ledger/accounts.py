@@ -3,7 +3,7 @@
     balances      spent per scope and quarter of an hour, budget or not
     sums          spent and in doubt per scope of all time, and of the days and months that are asked for
     unsummed      spent lately, and in neither of them yet: a row per request, some are summed up at once
-    request_spent spent per request while it is open
+    request_spent spent and in doubt per request while it is open, settled or not
     holds         ceilings of attempts that are reserved or in flight
     doubts        ceilings of attempts whose cost is not known
     settled       attempts that are in doubt no longer, by a later word
@@ -317,7 +317,8 @@ class Accounts:
             f" sum(ceiling_pico % {_PICO_PER_MICRO}) as doubt_rest from doubts where request_id = ?1)",
             (request_id,),
         )
-        return _whole(row[:2]), _whole(row[2:])
+        in_doubt = _whole(row[2:])
+        return _whole(row[:2]) - in_doubt, in_doubt
 
     def stored(self, scope: str, scope_id: str, window: Window | None) -> tuple[int, int]:
         """What is spent and in doubt, but for what is live."""

@@ -370,6 +370,13 @@ OUTCOMES = frozenset({"attempt_succeeded", "attempt_failed", "attempt_cancelled"
 REQUEST_ENDS = frozenset({"request_completed", "request_failed", "request_denied"})
 
 
+def build_models() -> None:
+    """Build all that is not built yet: the first use would do it under a lock that a fork may find taken."""
+    for event_class in EVENT_CLASSES:
+        if not event_class.__pydantic_complete__:
+            event_class.model_rebuild()
+
+
 @cache
 def _event_adapter() -> TypeAdapter[Event]:
     return TypeAdapter(Event)

@@ -101,10 +101,11 @@ def fold(journal_id: str, events: Iterable[tuple[int, Mapping[str, Any]]]) -> Ch
             case "attempt_succeeded" | "attempt_failed" | "attempt_cancelled" | "attempt_abandoned":
                 _fold_money(change, event)
                 started.pop(event["attempt_id"], None)
-                keeps_ceiling = event["billing"] == "unknown" or _is_unpriced(event)
-                change.holds[event["attempt_id"]] = (
-                    _hold(journal_id, event, event["started_at"], "in_doubt") if keeps_ceiling else None
-                )
+                doubt = None
+                if event["billing"] == "unknown" or _is_unpriced(event):
+                    doubt = _hold(journal_id, event, event["started_at"], "in_doubt")
+                change.holds[event["attempt_id"]] = doubt
+                _fold_request(change, event, doubt)
             case "request_completed" | "request_failed" | "request_denied":
                 change.request_spent_pico.pop(event["request_id"], None)
                 if event["request_id"] not in received:
@@ -133,7 +134,16 @@ def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
     else:
         amount = pico(cost)
     change.spent_pico[spent] += amount
-    if event["event_type"] != "attempt_settled":  # a settlement may come after the request's end
+
+
+def _fold_request(change: Change, event: Mapping[str, Any], doubt: HoldRow | None) -> None:
+    """What an outcome counts for in its request: its cost, and the ceiling of what is in doubt.
+
+    A settlement, which may come before the request's end or after it, changes nothing here: it costs no more.
+    """
+    cost = cost_of(event)
+    amount = (0 if cost is None else pico(cost)) + (0 if doubt is None else doubt.ceiling_pico or 0)
+    if cost is not None or doubt is not None:
         request_id, of_request = event["request_id"], change.request_spent_pico
         of_request[request_id] = of_request.get(request_id, 0) + amount
 

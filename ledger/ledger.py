@@ -21,6 +21,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -39,10 +40,7 @@ from ledger.budgeting import budgets_of, keep_to_file, lift_budget, set_budget
 from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Warned
 from ledger.circuit_board import CircuitBoard
 from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
-from ledger.events import (
-    JournalOpened,
-    RequestReceived,
-)
+from ledger.events import JournalOpened, RequestReceived, build_models
 from ledger.history import all_runs
 from ledger.journal import Clock, Journal
 from ledger.layout import lay_out
@@ -66,6 +64,7 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger("ledger")
 
+_POLL_S = 0.000_5
 _OUTCOME_WAITS_S = 0.25  # to tell state.db, where budgets wait for the rest of its ceiling
 ROTATE_AT_EVENTS = 50_000
 TELL_AT_COMMITS = 16  # with outcomes of attempts whose ceilings are held: until then these count
@@ -570,14 +569,19 @@ class Ledger:
     @contextlib.contextmanager
     def _state(self, *, patient: bool = True) -> Iterator[State]:
         """state.db, opened when first used, for one thread at a time."""
-        if not self._state_lock.acquire(blocking=patient):
-            raise LedgerBusy(f"another thread is at {self.path}/state.db; try again")
-        try:
+        self._wait_for_state(None if patient else 0)
+        with self._state_lock:
             state = self._open_state = self._open_state or State(self.path / "state.db")
             with state.told():
                 yield state
-        finally:
-            self._state_lock.release()
+
+    def _wait_for_state(self, wait_s: float | None) -> None:
+        """Wait until no other thread is at state.db; `with` then takes its lock, which no Ctrl-C can keep."""
+        give_up_at = time.monotonic() + (wait_s or 0)
+        while wait_s is not None and self._state_lock.locked():
+            if time.monotonic() >= give_up_at:
+                raise LedgerBusy(f"another thread is at {self.path}/state.db; try again")
+            time.sleep(_POLL_S)
 
     def _transact(
         self, journals: Sequence[Journal], do: Callable[[State], _T], *, wait_s: float | None = None
@@ -586,9 +590,8 @@ class Ledger:
 
         wait_s: for threads and processes that are at it; None: as long as it takes, up to a bound.
         """
-        if not self._state_lock.acquire(timeout=-1 if wait_s is None else wait_s):
-            raise LedgerBusy(f"another thread is at {self.path}/state.db; try again")
-        try:
+        self._wait_for_state(wait_s)
+        with self._state_lock:
             state = self._open_state = self._open_state or State(self.path / "state.db")
             try:
                 state.begin(wait_s=wait_s)
@@ -601,8 +604,6 @@ class Ledger:
             except BaseException:
                 state.undo()
                 raise
-        finally:
-            self._state_lock.release()
         for journal, seq in applied:  # only now: a transaction that failed has applied nothing
             if seq:
                 journal.applied(seq)
@@ -662,6 +663,7 @@ class Ledger:
 
     def _before_fork(self) -> None:
         """SQLite must not be open in both; and no lock may be held by a thread the child does not have."""
+        build_models()
         self._lock.acquire()
         self._state_lock.acquire()
         if self._open_state is not None:

@@ -32,7 +32,7 @@ from ledger.windows import QUARTER_S, Window, quarter_of
 
 __all__ = ["FOLDED", "QUARTER_S", "STATE_VERSION", "State", "fold", "quarter_of"]
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 _PAGE_BYTES = 1024  # rows are short, and a commit writes whole pages
 _CHECKPOINT_AT_PAGES = 4_000  # 4 MB: each waits for the disk
 _BUSY_POLLS = 10_000  # of a millisecond each: then the database counts as stuck
@@ -168,8 +168,9 @@ class State:
         self._db.execute("commit")
 
     def undo(self) -> None:
+        """Nothing of the transaction has been. SQLite may have ended it already: the disk was full."""
+        self._accounts.forget()
         if self._db.in_transaction:
-            self._accounts.forget()
             self._db.execute("rollback")
 
     def position(self, journal_id: str) -> int:

@@ -206,6 +206,41 @@ def test_in_doubt_counts_until_it_is_settled(ledger: Ledger) -> None:
     begin(ledger, "r-3")
 
 
+def test_what_is_settled_while_its_request_is_open_still_counts_in_it(ledger: Ledger) -> None:
+    own = [Limit("request", "r-1", D("1.00"))]
+    log = ledger.open_request(received("r-1"))
+    log.reserve(hold("r-1", ceiling=D("0.6")), own)
+    log.append(started("r-1", reserved_usd=D("0.6")))
+    log.append(failed(log, "r-1", billing="unknown", billing_rule="no_answer", reserved_usd=D("0.6")))
+    ledger.settle("r-1-a1", D("0.5"))
+
+    with pytest.raises(BudgetExceeded):
+        log.reserve(hold("r-1", 2, ceiling=D("0.6")), own)
+    log.reserve(hold("r-1", 2, ceiling=D("0.4")), own)
+    report = verify(ledger.path)
+    assert not [finding for finding in report.findings if "request_spent" in str(finding)]
+
+
+def test_what_was_read_in_a_transaction_that_sqlite_undid_is_read_again(tmp_path: Path) -> None:
+    """The disk is full at its commit. What another process changes then may get the same revision."""
+    with (
+        Ledger.open(tmp_path, "process-crash", auto_seal=False) as ledger,
+        Ledger.open(tmp_path, "process-crash", auto_seal=False) as another,
+    ):
+        ledger.set_budget(Budget("all", None, D(100)))
+        begin(ledger, "r-1")
+        with ledger._state() as state:
+            state._db.set_commit_hook(lambda: True)  # SQLite rolls back by itself, as for a disk error
+        with pytest.raises(LedgerError):
+            ledger.set_budget(Budget("all", None, D(200)))
+        with ledger._state() as state:
+            state._db.set_commit_hook(None)
+        another.set_budget(Budget("session", "s-1", CEILING))
+
+        with pytest.raises(BudgetExceeded):
+            begin(ledger, "r-2")
+
+
 def test_many_attempts_in_doubt_are_settled_all_or_none(ledger: Ledger) -> None:
     for name in ("r-1", "r-2", "r-3"):
         log = begin(ledger, name)

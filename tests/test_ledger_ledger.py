@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -643,3 +644,41 @@ def test_a_journal_that_another_has_written_to_is_left_and_a_new_one_begun(ledge
         answered_request(ledger, "r-2")
     answered_request(ledger, "r-3")
     assert len(stories(ledger.path)) == 2
+
+
+def test_a_ctrl_c_while_state_db_is_asked_leaves_its_lock_free(ledger: Ledger) -> None:
+    asked = 0
+
+    def interrupt(signal_number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename == ledger_module.__file__:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for microseconds in range(1, 1_500, 5):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
+                for _ in range(20):
+                    ledger.session_spent("s-1")
+                    ledger.budgets()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            asked += not ledger._state_lock.locked()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert asked == 300
+
+
+def test_a_child_builds_no_model_for_which_another_thread_may_have_held_the_lock(path: Path) -> None:
+    forking = """
+        import os, sys
+        from ledger import Ledger
+        from ledger.events import EVENT_CLASSES
+
+        with Ledger.open(sys.argv[1]):
+            child = os.fork()
+            if child == 0:
+                os._exit(not all(model.__pydantic_complete__ for model in EVENT_CLASSES))
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(forking), path], check=False).returncode == 0

@@ -65,11 +65,18 @@ from scoped
 group by scope, scope_id, quarter
 having sum(spent_pico) <> 0 or sum(unpriced_attempts) <> 0;
 
--- of requests that have not ended
+-- of requests that have not ended; what was in doubt counts with its ceiling until then, settled or not
 create temp table expected_request_spent as
 select
     request_id,
-    sum(coalesce(pico(coalesce(billed_cost_usd, list_cost_usd)), 0))::hugeint as spent_pico
+    sum(
+        coalesce(pico(coalesce(billed_cost_usd, list_cost_usd)), 0)
+        + if(
+            billing = 'unknown' or (billing = 'billed' and coalesce(billed_cost_usd, list_cost_usd) is null),
+            coalesce(pico(reserved_usd), 0),
+            0
+        )
+    )::hugeint as spent_pico
 from
     applied
     anti join (
@@ -79,7 +86,7 @@ from
     ) using (request_id)
 where
     event_type in ('attempt_succeeded', 'attempt_failed', 'attempt_cancelled', 'attempt_abandoned')
-    and (coalesce(billed_cost_usd, list_cost_usd) is not null or billing = 'billed')
+    and (coalesce(billed_cost_usd, list_cost_usd) is not null or billing in ('billed', 'unknown'))
 group by request_id;
 
 create temp table expected_settled as
