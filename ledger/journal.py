@@ -339,9 +339,10 @@ class Journal:
                 raise
         except OSError as error:
             raise _cannot_write(path, error) from error
-        if self._fd != self._lock_fd:
-            os.close(self._fd)
-        self._fd, self._inode, self._part = fd, os.fstat(fd).st_ino, self._part + 1
+        before, self._fd, self._inode = self._fd, fd, os.fstat(fd).st_ino
+        self._part += 1
+        if before != self._lock_fd:  # closed last: a Ctrl-C must not have it closed twice
+            os.close(before)
 
 
 def _cannot_write(path: Path, error: OSError) -> LedgerError:
