@@ -139,7 +139,8 @@ def _fold_money(change: Change, event: Mapping[str, Any]) -> None:
 def _fold_request(change: Change, event: Mapping[str, Any], doubt: HoldRow | None) -> None:
     """What an outcome counts for in its request: its cost, and the ceiling of what is in doubt.
 
-    A settlement, which may come before the request's end or after it, changes nothing here: it costs no more.
+    A settlement, which may come before the request's end or after it, changes nothing here; so what it tells
+    beyond the ceiling is not counted in the request, but everywhere else.
     """
     cost = cost_of(event)
     amount = (0 if cost is None else pico(cost)) + (0 if doubt is None else doubt.ceiling_pico or 0)
