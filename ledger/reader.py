@@ -599,10 +599,16 @@ def told(path: str | Path) -> Iterator[None]:
 
 
 def first_words(error: Exception) -> str:
-    """DuckDB's message as one line: without its kind and the quoted SQL, with what it thinks was meant."""
+    """DuckDB's message as one line: without its kind and the quoted SQL, with what was perhaps meant.
+
+    For a table that is not there DuckDB would name one of its own.
+    """
     first, *more = str(error).strip().splitlines()
+    first = re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first).strip()
+    if unknown := re.fullmatch(r"Table with name (.+) does not exist!", first):
+        return f"there is no view {unknown[1]}{nearest(unknown[1], VIEWS) or '; see bughive-costs schema'}"
     hints = [line.strip() for line in more if line.startswith(("Did you mean", "Candidate bindings"))]
-    return " ".join([re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first).strip(), *hints])
+    return " ".join([first, *hints])
 
 
 def _described(statements: Sequence[duckdb.Statement]) -> str:

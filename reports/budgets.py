@@ -75,11 +75,13 @@ class BudgetList(NamedTuple):
 
     def document(self) -> Document:
         """The list for people."""
+        if not self.rows:
+            note = "no budget is set; for one: bughive-costs budget set 25 --scope day"
+            return Document(self.title, [], [], note)
         over = len(self.exceeded)
-        note = "no budget is set; bughive-costs budget set" if not self.rows else ""
-        if over:
-            note = f"{over} of {len(self.rows)} exceeded"
-        return Document(self.title, [], [self.table()] if self.rows else [], note)
+        rows = [{**row, "scope": f"each {row['scope']}"} if row["is_each"] else row for row in self.rows]
+        note = f"{over} of {len(self.rows)} exceeded" if over else ""
+        return Document(f"{self.title} (UTC)", [], [Table("", _COLUMNS, rows)], note)
 
 
 class Refusal(NamedTuple):

@@ -103,6 +103,8 @@ class Comparison(NamedTuple):
         ]
         title = f"Performance{shown_period(self.period, self.tz)} against the same length of time before"
         note = f"* chance alone hardly explains it: the {CONFIDENCE:.0%} bootstrap interval excludes zero"
+        if all(change.before is None for changes in self.changes.values() for change in changes.values()):
+            note = "nothing was asked in the time before, so there is nothing to compare with"
         return Document(title, [], tables, note)
 
     def _named(self, group: Group) -> dict[str, Any]:

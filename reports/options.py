@@ -52,7 +52,8 @@ def time_zone(name: str) -> tzinfo:
     try:
         return pytz.timezone(name)
     except pytz.UnknownTimeZoneError as error:
-        raise UsageError(f"--tz knows no {name!r}{nearest(name, pytz.all_timezones)}") from error
+        hint = nearest(name, pytz.all_timezones) or "; expected such as Europe/Berlin"
+        raise UsageError(f"--tz knows no {name!r}{hint}") from error
 
 
 def period(since: str | None, until: str | None, last: str | None, tz: str, now: datetime) -> Period:

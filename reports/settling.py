@@ -48,9 +48,11 @@ class Settled(NamedTuple):
 
 
 def what_is_settled(
-    found_out: str, given: Sequence[str], before: datetime | None
+    found_out: str | None, given: Sequence[str], before: datetime | None
 ) -> tuple[Decimal | None, str | None]:
     """The amount and the attempt that a command line means. Raises UsageError for what it cannot."""
+    if found_out is None:
+        raise UsageError("say what was found out: --as unbilled, or --as billed and the amount in USD")
     choice(found_out, ("unbilled", "billed"), "--as")
     words = list(given)
     billed_usd = None

@@ -169,7 +169,9 @@ def take_prices(
     ),
 )
 def settle(
-    found_out: Annotated[str, typer.Option("--as", metavar="unbilled|billed", help="What was found out.")],
+    found_out: Annotated[
+        str | None, typer.Option("--as", metavar="unbilled|billed", help="What was found out; needed.")
+    ] = None,
     amount: Annotated[
         list[str] | None,
         typer.Argument(metavar="[AMOUNT] [ATTEMPT_ID]", help="USD with billed; one attempt."),

@@ -1,7 +1,7 @@
 """Reports drawn on a terminal with rich, which keeps to NO_COLOR.
 
 A table takes the width there is. Texts are folded where it is short; numbers never are, as part of one
-is another. Columns that can go do; a table that still is too wide is broken into several.
+is another. Columns that can go do, and are named; a table that still is too wide is broken into several.
 """
 
 from __future__ import annotations
@@ -63,11 +63,15 @@ def draw(document: Document, out: TextIO) -> None:
             facts.add_row(Text(label, style="dim"), Text(value, justify="right"), Text(note, style="dim"))
         console.print(facts)
     console.print()
+    left_out: dict[str, None] = {}  # in the order they would stand
     for table in document.tables:
-        for number, columns in enumerate(
-            _broken(_that_fit(_columns_of(table), console.width), console.width)
-        ):
-            _draw_table("" if number else table.title, columns, table.total is not None, console)
+        columns = _columns_of(table)
+        fitting = _that_fit(columns, console.width)
+        left_out.update(dict.fromkeys(each.column.title for each in columns if each not in fitting))
+        for number, part in enumerate(_broken(fitting, console.width)):
+            _draw_table("" if number else table.title, part, table.total is not None, console)
+    if left_out:
+        console.print(Text(f"a wider terminal shows more: {', '.join(left_out)}", style="dim"))
     if document.note:
         console.print(Text(harmless(document.note), style="dim"))
 
@@ -158,14 +162,14 @@ def _room_for_bars(columns: Sequence[_Drawn], width: int) -> int:
 
 
 def _cell(of: _Drawn, row: int, bar_cells: int, is_fancy: bool) -> Text:
-    """A share is a number and a bar; where there is room for one of them, the bar."""
+    """A share is a number, and a bar where there is room for one."""
     from rich.text import Text
 
     value, shown = of.values[row], of.cells[row]
     if of.column.kind != "bar" or not isinstance(value, float):
         return Text(shown)
     if not bar_cells:
-        return Text(bar(value, of.least_width, is_fancy), style="cyan")
+        return Text(shown.rjust(of.least_width))
     return Text(shown.rjust(of.least_width)).append(f" {bar(value, bar_cells, is_fancy)}", style="cyan")
 
 

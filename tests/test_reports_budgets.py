@@ -82,6 +82,22 @@ def test_a_budget_is_set_listed_checked_and_lifted(path: Path, capsys: pytest.Ca
     assert [row["scope"] for row in said(capsys, "budget", "list", *at)] == ["day"]
 
 
+def test_for_people_a_budget_of_each_session_is_told_from_that_of_one(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--ledger", str(path))
+    assert main(["budget", "list", *at]) == 0
+    assert "for one: bughive-costs budget set 25 --scope day" in capsys.readouterr().out
+
+    said(capsys, "budget", "set", "5", "--scope", "session", *at)
+    said(capsys, "budget", "set", "5", "--scope", "session", "--id", "s-1", *at)
+    assert {row["scope"] for row in said(capsys, "budget", "list", *at)} == {"session"}
+    assert main(["budget", "list", *at]) == 0
+    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == "Budgets (UTC)"
+    assert sorted(row.split("s-1")[0].strip() for row in rows) == ["each session", "session"]
+
+
 def test_when_a_budget_is_gone_follows_from_the_rate_since_its_first_attempt(path: Path) -> None:
     with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
         ledger.set_budget(Budget("all", None, D("0.018")))
@@ -138,6 +154,9 @@ def test_attempts_in_doubt_are_settled_one_or_all(path: Path, capsys: pytest.Cap
     at = ("--ledger", str(path))
     for words in (("--as", "billed"), ("--as", "billed", "x", "r-2-a1"), ("--as", "free", "r-2-a1")):
         refused(capsys, path, "settle", *words)
+    assert "say what was found out: --as unbilled, or --as billed" in refused(
+        capsys, path, "settle", "r-2-a1"
+    )
     assert "name one attempt, or --before" in refused(capsys, path, "settle", "--as", "unbilled")
     [row] = said(capsys, "settle", "--as", "billed", "0.0042", "r-2-a1", "--reason", "the invoice", *at)
     assert (row["attempt_id"], row["billing"], row["billed_cost_usd"]) == (

@@ -157,6 +157,7 @@ def _read(descriptor: int) -> bytes:
         (["report", "--by", "teir"], "--by knows no 'teir'; did you mean tier?"),
         (["report", "--format", "jsn"], "--format knows no 'jsn'; did you mean json?"),
         (["report", "--tz", "Europe/Berln"], "--tz knows no 'Europe/Berln'; did you mean Europe/Berlin"),
+        (["report", "--tz", "Mars"], "--tz knows no 'Mars'; expected such as Europe/Berlin"),
         (["report", "--since", "2026-02-30"], "--since '2026-02-30' is no date or moment"),
         (
             ["report", "--since", "2026-03-01", "--until", "2026-02-01"],
@@ -189,6 +190,8 @@ def _read(descriptor: int) -> bytes:
         (["sql", "select 1; select 2"], "only one SELECT can be run here, not 2 statements"),
         (["sql", "select * from read_text('/etc/passwd')"], "this SQL cannot be run: Cannot access file"),
         (["sql", "select nothing from sessions"], 'this SQL cannot be run: Referenced column "nothing"'),
+        (["sql", "from sesions"], "this SQL cannot be run: there is no view sesions; did you mean sessions?"),
+        (["sql", "from costs"], "this SQL cannot be run: there is no view costs; see bughive-costs schema"),
         (["sql", "select 'x'::int from sessions"], "this SQL cannot be run: Could not convert string"),
         (["sql", "select error(E'\\x1b[31mred')"], r"this SQL cannot be run: \x1b[31mred"),
         (["report", "--ledger", "/etc/passwd"], "/etc/passwd is a file, not a ledger"),

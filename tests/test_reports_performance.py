@@ -307,6 +307,14 @@ def test_a_comparison_in_each_format(slower: str, capsys: pytest.CaptureFixture[
     assert chat["cost_usd_per_success"]["difference"] == "0.000000000000"
 
 
+def test_where_nothing_was_asked_before_a_comparison_says_so(
+    slower: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["--since", "2026-11-22", "--until", "2026-11-25", "--compare", "previous"]
+    assert main(["performance", "--ledger", slower, *first]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing was asked in the time before")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

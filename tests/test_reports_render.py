@@ -256,9 +256,9 @@ def test_a_share_is_a_number_and_a_bar_that_grows_with_the_window(monkeypatch: p
     assert [line.split() for line in (wide[-4], wide[-2])] == [["none", "-"], ["Total"]]
 
 
-def test_where_a_number_and_a_bar_have_no_room_the_bar_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_number_and_a_bar_have_no_room_the_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = drawn(Table("", SHARES, PARTS), 17, monkeypatch)
-    assert next(line for line in lines if "FAST" in line).split() == ["FAST", "██▌"]
+    assert next(line for line in lines if "FAST" in line).split() == ["FAST", "50.0%"]
 
 
 def test_bars_are_drawn_in_ascii_where_a_terminal_knows_no_more() -> None:
@@ -299,6 +299,14 @@ def test_what_can_go_does_where_that_makes_room_and_only_then(monkeypatch: pytes
 
     assert [line.count("123") for line in drawn(table, 40, monkeypatch) if "FAST" in line] == [2]
     assert [line.count("123") for line in drawn(table, 25, monkeypatch) if "FAST" in line] == [1, 1, 1, 1]
+
+
+def test_what_went_for_want_of_width_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = [Column(f"count_{number}", f"Count {number}", "count", can_go=number % 2) for number in range(4)]
+    table = Table("", [COLUMNS[0], *counts], [{"name": "FAST", **{each.name: 10**8 for each in counts}}])
+
+    assert "a wider terminal shows more: Count 1, Count 3" in " ".join(drawn(table, 40, monkeypatch))
+    assert "wider" not in " ".join(drawn(table, 80, monkeypatch))
 
 
 def test_wide_characters_keep_columns_aligned() -> None:
