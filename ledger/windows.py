@@ -38,6 +38,14 @@ def quarter_of(moment: datetime | str) -> int:
     return (at - _EPOCH) // _QUARTER
 
 
+def beginning_of(quarter: int) -> datetime | None:
+    """When a quarter of an hour begins, in UTC; None where no calendar reaches."""
+    try:
+        return _EPOCH + quarter * _QUARTER
+    except OverflowError:
+        return None
+
+
 def zone_named(name: str) -> tzinfo:
     """A zone of the IANA database. Raises SettingsError naming the nearest."""
     if name == "UTC":

@@ -14,7 +14,7 @@ from ledger.ledger import Ledger
 from ledger.money import MONEY
 from ledger.reader import connect
 from ledger.settings import Settings
-from ledger.windows import quarter_of, window_of
+from ledger.windows import beginning_of, quarter_of, window_of
 from reports.render import Column, Document, Fact, Table, rfc3339, shown
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ def _window(row: Mapping[str, Any], now: datetime) -> tuple[datetime | None, dat
     if row["scope"] not in WINDOWS:
         return None, None
     window = window_of(row["scope"], row["tz"], quarter_of(now))
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    return tuple(epoch + timedelta(minutes=15) * quarter for quarter in window[:2])  # type: ignore[return-value]
+    return beginning_of(window.first_quarter), beginning_of(window.end_quarter)
 
 
 def _gone_at(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -443,7 +444,9 @@ def test_a_cost_edited_with_a_right_check_differs_from_state_db(made: Made) -> N
     finding = the_finding(verify(made.path))
 
     assert (finding.kind, finding.file) == ("state-differs", "state.db")
-    assert "pico-dollars spent" in finding.what
+    assert re.search(
+        r"the 15 minutes from 20\d\d-\d\d-\d\d \d\d:[0134][05] UTC: \$0\.\d{12} spent", finding.what
+    )
 
 
 def test_an_event_edited_with_a_right_check_differs_from_the_sealed_one(made: Made) -> None:

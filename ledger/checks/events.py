@@ -7,6 +7,7 @@ is lost or altered are left out: that has been told, and all that follows from i
 from __future__ import annotations
 
 import contextlib
+import string
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -22,8 +23,10 @@ from ledger.errors import DamagedLedger
 from ledger.events import EVENT_CLASSES, event_of
 from ledger.layout import EMPTY_SEGMENT
 from ledger.lines import parsed
+from ledger.money import dollars
 from ledger.reader import _config, json_struct, quoted, view_sql
 from ledger.schema import COLUMNS, SQL_TYPES
+from ledger.windows import beginning_of
 
 _LINES_AT_ONCE = 50_000
 _SUMS = (  # of attempts; the other views sum them up
@@ -75,15 +78,28 @@ _COMPARED = {  # state.db's own figures, as the fold has them: amounts in pico, 
 }
 _LIKENESS = {
     "positions": "journal {0} is applied up to {1}, closed {2}",
-    "balances": "{0} {1}, quarter {2}: {3} pico-dollars spent, {4} attempts unpriced",
-    "request_spent": "request {0}: {1} pico-dollars spent",
-    "sums": "{0} {1}, quarters {2} to {3}: {4} pico-dollars spent, {5} in doubt",
-    "holds": "attempt {0}: {2} pico-dollars held from quarter {3} on, {4}",
-    "budgets": "{2} budget of {0} {1}: {3} pico-dollars in {4}, by event {6} of {5}",
+    "balances": "{0} {1}, the 15 minutes from {2:at}: {3:usd} spent, {4} attempts unpriced",
+    "request_spent": "request {0}: {1:usd} spent",
+    "sums": "{0} {1}, from {2:at} to {3:at}: {4:usd} spent, {5:usd} in doubt",
+    "holds": "attempt {0}: {2:usd} held, begun in the 15 minutes from {3:at}, {4}",
+    "budgets": "{2} budget of {0} {1}: {3:usd}, days in {4}, by event {6} of {5}",
     "settled": "attempt {0} is settled",
     "circuits": "the circuit of {1}, opened at {2} µs, closed {3}",
     "session_batches": "session {0} is in batch {1}",
 }
+
+
+class _Words(string.Formatter):
+    """Rows of state.db in words: `usd` of an amount in pico, `at` of a quarter of an hour."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        """A row's value; amounts in full."""
+        if value is not None and format_spec == "usd":
+            return f"${dollars(int(value)):f}"
+        if format_spec == "at":
+            moment = beginning_of(value)
+            return "ever" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+        return str(value)
 
 
 class Place(NamedTuple):
@@ -319,8 +335,10 @@ class Events:
         lacking = self._db.execute(f"({expected}) except all ({found}) order by all").fetchall()
         if not besides and not lacking:
             return
-        said = _LIKENESS[table].format(*besides[0]) if besides else "nothing of what the events say"
-        should = _LIKENESS[table].format(*lacking[0]) if lacking else "nothing of it"
+        said, should = (
+            _Words().format(_LIKENESS[table], *rows[0]) if rows else nothing
+            for rows, nothing in ((besides, "nothing of what the events say"), (lacking, "nothing of it"))
+        )
         what = f"{table} is not what the events make of it ({max(len(besides), len(lacking))} rows):"
         yield Finding("state-differs", STATE, f"{what} it has {said}; the events say {should}", RECOVER)
 
