@@ -9,6 +9,7 @@ The files of a day depend on the ledger, the day and the zone alone: who runs it
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -42,7 +43,7 @@ def nightly(ledger: Path, day: date, out: Path, *, tz: str = "UTC", is_over: boo
 
     Where the ledger is damaged the page is written all the same, and says so. Raises LedgerError where
     there is no ledger or one that a newer version has written, UsageError where `out` is no place to
-    write to.
+    write to, or has that day's page of another ledger.
     """
     from ledger.reader import existing_ledger
     from reports.nightly_files import as_files
@@ -51,6 +52,7 @@ def nightly(ledger: Path, day: date, out: Path, *, tz: str = "UTC", is_over: boo
     root = existing_ledger(ledger)
     folder = _place(out, root)
     integrity = _sealed_and_verified(root)
+    _refuse_those_of_another(folder / f"{STEM}-{day}.json", integrity.ledger_id)
     night, integrity = _read(root, day, tz, integrity)
     contents = as_files(night, day, tz, integrity) | {"html": page(night, day, tz, integrity)}
     files = _write(folder, {f"{STEM}-{day}.{suffix}": content for suffix, content in contents.items()})
@@ -91,7 +93,8 @@ def _sealed_and_verified(root: Path) -> Integrity:
             opened.seal()
     except LedgerError as error:
         problems.append(f"It could not be sealed: {error}")
-    return Integrity(verify(root).findings, problems)
+    found = verify(root)
+    return Integrity(found.findings, problems, found.head.ledger_id)
 
 
 def _read(root: Path, day: date, tz: str, integrity: Integrity) -> tuple[Night | None, Integrity]:
@@ -115,6 +118,16 @@ def _place(out: Path, root: Path) -> Path:
     if ledger in (folder, *folder.parents):
         raise UsageError(f"--out {out} is in the ledger, which holds nothing else; name another folder")
     return folder
+
+
+def _refuse_those_of_another(file: Path, ledger_id: str) -> None:
+    """Raise UsageError where the day's figures there are another ledger's: its page would be lost."""
+    try:
+        kept_id = json.loads(file.read_bytes())["ledger_id"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # none are there, or they do not say whose they are
+    if kept_id and ledger_id and kept_id != ledger_id:
+        raise UsageError(f"{file} is of another ledger, {kept_id}; remove it, or name another folder with --out")
 
 
 def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:

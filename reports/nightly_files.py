@@ -64,6 +64,7 @@ def _data(night: Night | None, day: date, tz: str, integrity: Integrity) -> dict
     return {
         "date": day,
         "tz": tz,
+        "ledger_id": integrity.ledger_id or None,
         "sound": integrity.is_sound,
         "findings": findings,
         "problems": list(integrity.problems),

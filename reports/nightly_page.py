@@ -31,6 +31,7 @@ class Integrity(NamedTuple):
 
     findings: Sequence[Finding] = ()
     problems: Sequence[str] = ()
+    ledger_id: str = ""  # empty where that is not known
 
     @property
     def is_sound(self) -> bool:

@@ -301,6 +301,20 @@ def test_a_call_that_cost_more_than_its_own_budget_is_a_broken_one(history: Hist
     assert "1 request cost more than the budget_usd of the call" in text_of(tmp_path / "out")
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_of_another_ledger_is_not_replaced(
+    ledger: Path, history: History, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(ledger, tmp_path / "out") == 0
+    before = text_of(tmp_path / "out"), text_of(tmp_path / "out", "json")
+    assert json.loads(before[1])["ledger_id"] == json.loads((ledger / "ledger.id").read_text())["ledger_id"]
+
+    assert run(history.path, tmp_path / "out") == 2
+    assert "is of another ledger" in capsys.readouterr().err
+    assert (text_of(tmp_path / "out"), text_of(tmp_path / "out", "json")) == before
+    assert run(ledger, tmp_path / "out") == 0
+
+
 # damage
 
 
