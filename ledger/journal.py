@@ -270,7 +270,9 @@ class Journal:
                 self._blocked = True
                 raise
             with self._lock:
-                self._tail = self._tail._replace(size=size + len(queue), queue=self._tail.queue[len(queue) :])
+                tail = self._tail
+                rest = tail.queue[len(queue) :]
+                self._tail = _Tail(size + len(queue), rest, tail.seq, tail.open_requests, tail.unapplied)
             self._tried = 0
             self._blocked = self._sync_failed = False
             return seq

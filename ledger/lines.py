@@ -38,7 +38,7 @@ def check_of(body: bytes) -> bytes:
 
 def sealed_line(body: bytes) -> bytes:
     """A line out of a JSON object without its closing brace."""
-    return body + b',"check":"' + check_of(body) + b'"}\n'
+    return b'%b,"check":"%b"}\n' % (body, check_of(body))
 
 
 def read_line(line: bytes) -> dict[str, Any] | None:

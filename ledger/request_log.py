@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ledger")
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
 REQUEST_FACTS = {"request_id", "session_id", "task", "tags", "requested_tier"}
 
 
@@ -65,7 +66,7 @@ class RequestLog:
         self._asked_for: str | None = None  # likewise: the attempt that a ceiling may be held for
         self._earlier_usd: Decimal | None = Decimal(0)  # ceilings of its attempts; None: one has none
         self._held_usd: Decimal | None = None  # counts until state.db is told of the attempt's outcome
-        self.started_at = datetime.min.replace(tzinfo=UTC)  # of the request, once begun
+        self.started_at = _NEVER  # of the request, once begun
 
     @property
     def journal_id(self) -> str:

@@ -127,7 +127,9 @@ def _refuse_those_of_another(file: Path, ledger_id: str) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         return  # none are there, or they do not say whose they are
     if kept_id and ledger_id and kept_id != ledger_id:
-        raise UsageError(f"{file} is of another ledger, {kept_id}; remove it, or name another folder with --out")
+        raise UsageError(
+            f"{file} is of another ledger, {kept_id}; remove it, or name another folder with --out"
+        )
 
 
 def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:
