@@ -16,6 +16,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -56,7 +57,8 @@ _LOWER = (
     "requests",
 )  # others read them
 RELATIONS = (*_LOWER, *(view for view in VIEWS if view not in _LOWER))  # each reads only those before it
-_IDENTITY = ("journal_id", "seq")
+_IDENTITY = ("journal_id", "seq", "schema_version")  # with which each line begins
+_CHECK = Column("check", "text", "of the line")
 _FOLDER = Path(__file__).with_name("views")
 _HANDLES_AT_LEAST = 8
 _MEMORY_FOR_SUMS = "500MB"
@@ -335,7 +337,7 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 
     for tries_left in reversed(range(_SNAPSHOT_TRIES)):
         try:
-            connection.execute(_sql_file("snapshot"))
+            _run_snapshot(connection)
             return
         except duckdb.IOException as error:
             if not tries_left:
@@ -345,6 +347,28 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
             if reason.endswith(": update it"):  # as the snapshot words it; nothing is damaged
                 raise LedgerError(reason) from error
             raise DamagedLedger(f"{reason}; restore it, or read around it with --allow-damage") from error
+
+
+def _run_snapshot(connection: duckdb.DuckDBPyConnection) -> None:
+    """Run snapshot.sql, but hold the journals' lines as they were read, where DuckDB can.
+
+    To make a table of them it would copy them once more, on one thread. And without journals in
+    question, as nearly always, their events are all that was read.
+    """
+    before, table, rest = _sql_file("snapshot").partition("create or replace temp table ledger_lines as\n")
+    lines, _, after = rest.partition(";\n")
+    connection.execute(before)
+    read = connection.sql(lines)
+    if hasattr(read, "materialize"):  # from DuckDB 2.0 on
+        connection.register("ledger_lines", read.materialize())
+    else:
+        connection.execute(table + lines)
+    connection.execute(after)
+    if not connection.execute("from ledger_in_question").fetchall():
+        connection.execute(
+            "create or replace temp view ledger_journal_events as"
+            ' select * exclude (file_index, "check") from ledger_lines'
+        )
 
 
 def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_damage: bool) -> None:
@@ -423,43 +447,55 @@ def _view_statements(views: Sequence[str], events: str, stored: bool = False) ->
     """What makes the views. `stored`: the first as tables, which is faster where there are few rows.
 
     DuckDB works out all that a view reads when it is made, down to the segments, and so again for each
-    view above it. So what the others read are empty tables at first, and the views themselves come
-    last, the lowest last of all.
+    view above it. So what many read is an empty table for a while, once the tables of rows are there,
+    and its view is made again at the end, the lowest last of all.
     """
     columns = _columns_for(tuple(views))
     wanted = _with_what_they_read(views)
-    if stored:
-        kinds = {name: "table" if name in _LOWER else "view" for name in wanted}
-        return [_view_statement(name, columns, events, kinds[name]) for name in wanted]
-    low = [name for name in wanted if name in _LOWER]
-    tables = [name for name in low if name in _TABLES]
+    are_tables = _LOWER if stored else _TABLES
+    made = {
+        name: _view_statement(name, columns, events, "table" if name in are_tables else "view")
+        for name in wanted
+    }
+    low = [] if stored else [name for name in _read_by_many(wanted) if name not in _TABLES]
+    first = [name for name in wanted if name in ("events", *_TABLES)]
     return [
-        *(statement for name in low for statement in _stand_in(name)),
-        *(_view_statement(name, columns, events) for name in wanted if name not in _LOWER),
-        *(_view_statement(name, columns, events) for name in reversed(low) if name not in _TABLES),
-        *(f"insert into {name}\n{_sql_file(name).rstrip()};\n" for name in tables),
-        *(f"drop table {_columns_of(name)};\n" for name in low if name not in _TABLES),
+        *(made[name] for name in first),
+        *(_stand_in(name) for name in low if name in first),
+        *(_stand_in(name) if name in low else made[name] for name in wanted if name not in first),
+        *(made[name] for name in reversed(low)),
+        *(f"drop table {_columns_of(name)};\n" for name in low),
     ]
 
 
 def _with_what_they_read(views: Iterable[str]) -> list[str]:
-    """Views and all that they read, by their headers; each after what it reads."""
+    """Views and all that they read; each after what it reads."""
     wanted = set(views)
     for name in reversed(RELATIONS):
-        if name in wanted and (reads := re.search(r"  Reads: (.+)\.$", _sql_file(name), re.MULTILINE)):
-            wanted.update(set(re.findall(r"\w+", reads[1])).intersection(RELATIONS))
+        if name in wanted:
+            wanted.update(_read_by(name))
     return [name for name in RELATIONS if name in wanted]
 
 
-def _stand_in(view: str) -> list[str]:
+def _read_by(name: str) -> set[str]:
+    """What a view reads, by its header."""
+    reads = re.search(r"  Reads: (.+)\.$", _sql_file(name), re.MULTILINE)
+    return set(re.findall(r"\w+", reads[1])).intersection(RELATIONS) if reads else set()
+
+
+def _read_by_many(names: Sequence[str]) -> list[str]:
+    """Those that more than two of the others read."""
+    readers = Counter(read for name in names for read in _read_by(name))
+    return [name for name in names if readers[name] > 2]
+
+
+def _stand_in(view: str) -> str:
     """An empty table with a view's columns, under its name."""
-    if view in _TABLES:
-        return [f"create or replace temp table {view} as\n{_sql_file(view).rstrip()}\nwith no data;\n"]
     rows = "from ledger_journal_events" if view == "events" else _sql_file(view).rstrip()
-    return [
-        f"create or replace temp table {_columns_of(view)} as\n{rows}\nwith no data;\n",
-        f"create or replace temp view {view} as from {_columns_of(view)};\n",
-    ]
+    return (
+        f"create or replace temp table {_columns_of(view)} as\n{rows}\nwith no data;\n"
+        f"create or replace temp view {view} as from {_columns_of(view)};\n"
+    )
 
 
 def _columns_of(view: str) -> str:
@@ -562,8 +598,9 @@ def _view_statement(name: str, columns: Sequence[Column], events: str, kind: str
 
 
 def _fields(columns: Iterable[Column]) -> str:
-    """An event, but for its identity."""
-    return json_struct(column for column in columns if column.name not in _IDENTITY)
+    """A journal's line: the columns of an event that are wanted, and what a line is told apart by."""
+    wanted = {*_IDENTITY, *(column.name for column in columns)}
+    return json_struct([*(column for column in COLUMNS if column.name in wanted), _CHECK])
 
 
 @cache
@@ -571,7 +608,7 @@ def _columns_for(views: tuple[str, ...]) -> tuple[Column, ...]:
     """Those of an event that views name, and by which events are told apart; for `events` itself all."""
     if not views or "events" in views:
         return COLUMNS
-    named = {*_IDENTITY, "session_id"}
+    named = {"journal_id", "seq", "session_id"}
     for view in _with_what_they_read(views):
         named.update(re.findall(r"\w+", re.sub(r"(?m)^--.*$", "", _sql_file(view))))
     return tuple(column for column in COLUMNS if column.name in named)

@@ -163,7 +163,8 @@ def test_nothing_but_the_ledgers_own_is_left_at_a_prompt(history: History) -> No
     views = in_plain_duckdb(history.path, "select view_name from duckdb_views() where not internal")
 
     assert [name for (name,) in tables] == [
-        *("ledger_lines", "ledger_lines_left_out", "ledger_manifest", "ledger_open", "ledger_settled"),
+        *("ledger_covered", "ledger_in_question", "ledger_lines", "ledger_lines_in_order"),
+        *("ledger_manifest", "ledger_open", "ledger_settled"),
     ]
     below = {"ledger_journal_events", "ledger_attempts", "ledger_bounded", "ledger_requests"}
     assert {name for (name,) in views} == {*reader.VIEWS, *below}
@@ -208,10 +209,23 @@ def test_lines_repeated_in_a_second_file_of_a_journal_count_once(history: Histor
     assert history.rows("select count(*), sum(list_cost_usd) from events") == [(5, COST)]
 
 
-def test_a_line_of_another_journal_does_not_count(history: History) -> None:
+def test_a_line_that_stands_twice_in_one_file_counts_once(history: History) -> None:
     history.play(ONE_ANSWER)
-    with journal_of(history).open("ab") as journal:
-        journal.write(numbered_line("another", 6))
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines, lines[3]]))
+
+    assert history.rows("select count(*), sum(list_cost_usd) from events") == [(5, COST)]
+
+
+def test_what_is_no_line_of_the_journal_that_its_file_is_named_after_does_not_count(history: History) -> None:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    with journal.open("ab") as stream:
+        stream.write(numbered_line("another", 6))
+        stream.write(numbered_line(journal.stem, 6).replace(b'"seq":6', b'"seq":7'))  # its check is not right
+        stream.write(sealed_line(f'{{"journal_id":"{journal.stem}","seq":"six"'.encode()))
+        stream.write(sealed_line(b"no JSON at all"))
 
     assert history.rows("select count(*) from events") == [(5,)]
 
@@ -381,6 +395,14 @@ def a_line_missing(history: History) -> str:
     return rf"journals/{journal.name}: seq 4 is missing"
 
 
+def a_line_missing_and_another_twice(history: History) -> str:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], lines[1], *lines[3:]]))
+    return rf"journals/{journal.name}: seq 3 is missing"
+
+
 def a_number_with_two_contents(history: History) -> str:
     history.play(ONE_ANSWER)
     journal = journal_of(history)
@@ -428,6 +450,7 @@ def a_manifest_line_missing(history: History) -> str:
 DAMAGES: list[Callable[[History], str]] = [
     damage_in_the_middle,
     a_line_missing,
+    a_line_missing_and_another_twice,
     a_number_with_two_contents,
     a_gap_after_what_is_sealed,
     a_segment_missing,

@@ -1,7 +1,7 @@
 -- snapshot: one consistent reading of a ledger's folder, into temporary tables.
 --
--- Set beforehand:  ledger_path, the folder; ledger_fields, what follows journal_id and seq in an event,
---                  as a JSON struct; ledger_schema_version, the newest that those fields are of.
+-- Set beforehand:  ledger_path, the folder; ledger_fields, those of a journal's line, as a JSON struct, journal_id,
+--                  seq, schema_version and check among them; ledger_schema_version, the newest they are of.
 -- May be set:      ledger_session, to read the events of one session alone, with ledger_batches, those
 --                  that hold it, as known up to ledger_indexed_batch, whose hash is ledger_indexed_sha256;
 --                  ledger_allow_damage, to read what can be read of a ledger with holes.
@@ -31,55 +31,29 @@ create or replace temp macro ledger_whole_lines(paths, longest_bytes) as table
     )
     where ends_with(line, ',"check":"' || left(md5(encode(line)[:-29]), 16) || '"}');
 
--- Of a journal's file count the lines of the journal that it is named after. A line of another
--- session keeps its place in the sequence, without its event.
+-- Of a journal's file count the lines of the journal that it is named after. A line of another session
+-- keeps its place in the sequence: of it are read only its beginning, which numbers it, and its check.
 set variable ledger_journals = (
     select list(file) from glob(ledger_as_pattern(getvariable('ledger_path')) || '/journals/*.jsonl')
 );
 create or replace temp table ledger_lines as
-with headed as (
+with parsed as (
     select
         file_index,
-        file,
-        line,
-        regexp_extract(
-            line,
-            '^\{"journal_id":"([^"]+)","seq":(\d+),"schema_version":(\d+),',
-            ['journal_id', 'seq', 'schema_version']
-        ) as head
-    from ledger_whole_lines(getvariable('ledger_journals'), 2097152)
-),
-parsed as (
-    select
-        file_index,
-        line,
-        head,
         from_json(
             case
                 when
                     getvariable('ledger_session') is null
                     or json_extract_string(line, '$.session_id') = getvariable('ledger_session')
                 then line
+                else regexp_extract(line, '^.*?"schema_version":\d+') || right(line, 28)
             end,
             getvariable('ledger_fields')
-        ) as event  -- here, and not below: DuckDB would plan all of it once for each column
-    from headed
-    where case
-        when split_part(file, '.', 1) <> head.journal_id then false
-        when head.schema_version::bigint > getvariable('ledger_schema_version')::bigint then error(
-            'journals/' || file || ' holds events of schema ' || head.schema_version || ', written by a newer'
-            || ' bughive-costs; this one knows up to ' || getvariable('ledger_schema_version') || ': update it'
-        )::boolean
-        else true
-    end
+        ) as event
+    from ledger_whole_lines(getvariable('ledger_journals'), 2097152)
+    where starts_with(line, '{"journal_id":"' || split_part(file, '.', 1) || '","seq":')
 )
-select
-    file_index,
-    hash(line) as line_hash,
-    head.journal_id as journal_id,
-    head.seq::bigint as seq,
-    unnest(event)
-from parsed;
+select file_index, unnest(event) from parsed;
 
 -- A ledger that was never sealed has no manifest. One segment may stand without its line: a sealer is
 -- at work, or died right there, and its events are still in the journals. More are a lost manifest.
@@ -174,40 +148,66 @@ set variable ledger_asks_every_request = (
 
 -- What segments cover of a journal is a prefix. What follows begins right after it and has no
 -- gap: a hole is an error, never skipped. A journal that was continued in a second file repeats
--- lines there; each (journal_id, seq) counts once.
-create or replace temp table ledger_lines_left_out as
-with coverage as (
-    select entry.key as journal_id, max(entry.value) as covered_seq
-    from (select unnest(map_entries(covers)) as entry from ledger_manifest)
-    group by entry.key
-),
-in_order as (
+-- lines there; each (journal_id, seq) counts once. Lines are put in order only where it takes that to
+-- tell: not of a journal in one file whose lines are just those that follow, each once.
+create or replace temp table ledger_covered as
+select entry.key as journal_id, max(entry.value) as covered_seq
+from (select unnest(map_entries(covers)) as entry from ledger_manifest)
+group by entry.key;
+
+create or replace temp table ledger_in_question as
+with files as (
     select
-        ledger_lines.rowid as line_id,
-        file_index,
-        seq,
-        line_hash,
+        any_value(journal_id) as journal_id,
+        count(*) as lines,
+        count(distinct seq) as seqs,
+        min(seq) as first_seq,
+        max(seq) as last_seq,
+        max(schema_version) as newest_version
+    from ledger_lines
+    group by file_index
+)
+select journal_id
+from files left join ledger_covered using (journal_id)
+group by journal_id
+having
+    count(*) > 1
+    or max(lines) <> max(seqs)
+    or max(lines) <> max(last_seq) - coalesce(max(covered_seq), 0)
+    or max(first_seq) <= coalesce(max(covered_seq), 0)
+    or max(newest_version) > getvariable('ledger_schema_version')::bigint;
+
+create or replace temp table ledger_lines_in_order as
+with in_order as (
+    select
+        ledger_lines.*,
         coalesce(covered_seq, 0) as covered_seq,
         greatest(lag(seq) over journal, covered_seq, 0) as seq_before,
-        lag(line_hash) over journal as hash_before
-    from ledger_lines left join coverage using (journal_id)
+        lag("check") over journal as check_before,
+        'journals/' || parse_filename(getvariable('ledger_journals')[file_index + 1]) as file
+    from ledger_lines left join ledger_covered using (journal_id)
+    where journal_id in (from ledger_in_question)
     window journal as (partition by journal_id order by seq)
 )
-select line_id
+select * exclude (covered_seq, seq_before, check_before, file)
 from in_order
 where case
-    when seq <= covered_seq or getvariable('ledger_allow_damage')::boolean then seq <= seq_before
+    when schema_version > getvariable('ledger_schema_version')::bigint then error(
+        file || ' holds events of schema ' || schema_version || ', written by a newer'
+        || ' bughive-costs; this one knows up to ' || getvariable('ledger_schema_version') || ': update it'
+    )::boolean
+    when seq is null then false  -- not numbered: no line of a journal
+    when seq <= covered_seq or getvariable('ledger_allow_damage')::boolean then seq > seq_before
     when seq > seq_before + 1 then error(
-        'journals/' || parse_filename(getvariable('ledger_journals')[file_index + 1]) || ': seq '
-        || (seq_before + 1) || ' is missing or damaged, and whole lines follow'
+        file || ': seq ' || (seq_before + 1) || ' is missing or damaged, and whole lines follow'
     )::boolean
-    when seq = seq_before and line_hash <> hash_before then error(
-        'journals/' || parse_filename(getvariable('ledger_journals')[file_index + 1]) || ': seq '
-        || seq || ' stands there twice, with different content'
+    when seq = seq_before and "check" <> check_before then error(
+        file || ': seq ' || seq || ' stands there twice, with different content'
     )::boolean
-    else seq = seq_before
+    else seq > seq_before
 end;
 
-delete from ledger_lines where rowid in (from ledger_lines_left_out);
-
-create or replace temp view ledger_journal_events as select * exclude (file_index, line_hash) from ledger_lines;
+create or replace temp view ledger_journal_events as
+select * exclude (file_index, "check") from ledger_lines where journal_id not in (from ledger_in_question)
+union all
+select * exclude (file_index, "check") from ledger_lines_in_order;
