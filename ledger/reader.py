@@ -352,19 +352,22 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 def _run_snapshot(connection: duckdb.DuckDBPyConnection) -> None:
     """Run snapshot.sql, but hold the journals' lines as they were read, where DuckDB can.
 
-    To make a table of them it would copy them once more, on one thread. And without journals in
-    question, as nearly always, their events are all that was read.
+    To make a table of them it would copy them once more, on one thread. And nothing is put in order
+    where no journal is in question, as nearly always: then all that was read counts.
     """
     before, table, rest = _sql_file("snapshot").partition("create or replace temp table ledger_lines as\n")
-    lines, _, after = rest.partition(";\n")
+    lines, _, rest = rest.partition(";\n")
+    check, in_order, after = rest.partition("create or replace temp table ledger_lines_in_order as\n")
     connection.execute(before)
     read = connection.sql(lines)
     if hasattr(read, "materialize"):  # from DuckDB 2.0 on
         connection.register("ledger_lines", read.materialize())
     else:
         connection.execute(table + lines)
-    connection.execute(after)
-    if not connection.execute("from ledger_in_question").fetchall():
+    connection.execute(check)
+    if connection.execute("from ledger_in_question").fetchall():
+        connection.execute(in_order + after)
+    else:
         connection.execute(
             "create or replace temp view ledger_journal_events as"
             ' select * exclude (file_index, "check") from ledger_lines'

@@ -209,6 +209,14 @@ def test_lines_repeated_in_a_second_file_of_a_journal_count_once(history: Histor
     assert history.rows("select count(*), sum(list_cost_usd) from events") == [(5, COST)]
 
 
+def test_a_second_file_of_a_journal_that_repeats_all_of_the_first_adds_nothing(history: History) -> None:
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    shutil.copy(journal, journal.with_name(f"{journal.stem}.2.jsonl"))
+
+    assert history.rows("select count(*), sum(list_cost_usd) from events") == [(5, COST)]
+
+
 def test_a_line_that_stands_twice_in_one_file_counts_once(history: History) -> None:
     history.play(ONE_ANSWER)
     journal = journal_of(history)
@@ -421,6 +429,17 @@ def a_gap_after_what_is_sealed(history: History) -> str:
     return rf"journals/{journal.name}: seq 6 is missing"
 
 
+def a_gap_made_up_for_by_what_is_sealed(history: History) -> str:
+    """As many lines as follow what is sealed, each once; but the first of them is not one of those."""
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    history.play(ONE_ANSWER)
+    journal = journal_of(history)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([lines[0], *lines[6:]]))
+    return rf"journals/{journal.name}: seq 6 is missing"
+
+
 def a_segment_missing(history: History) -> str:
     history.play(ONE_ANSWER)
     history.ledger.seal()
@@ -453,6 +472,7 @@ DAMAGES: list[Callable[[History], str]] = [
     a_line_missing_and_another_twice,
     a_number_with_two_contents,
     a_gap_after_what_is_sealed,
+    a_gap_made_up_for_by_what_is_sealed,
     a_segment_missing,
     a_segment_cut,
     a_manifest_line_missing,
