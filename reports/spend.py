@@ -34,20 +34,35 @@ with requests as (
     union all
     select * from ledger_failed
 ),
-counted as (
+counted as (  -- what is alike as one, so that each condition below is asked of few
     select
-        tier, provider, model, started_at, coalesce(ended_at, started_at) as last_at{keys},
-        0 as attempts, 1 as requests, status
+        tier, provider, model, status{keys},
+        count(*) as requests,
+        min(started_at) as first_at,
+        max(coalesce(ended_at, started_at)) as last_at
     from requests
     where {period}
+    group by tier, provider, model, status{names}
     union all by name
     select
-        tier, provider, model, started_at, coalesce(ended_at, started_at) as last_at{keys},
-        1 as attempts, 0 as requests, outcome, billing, is_unpriced, is_unlisted, reserved_usd, cost_usd,
-        list_cost_usd, is_ceiling_broken, input_tokens, cache_read_tokens, cache_write_tokens,
-        output_tokens, reasoning_tokens
+        tier, provider, model, outcome, billing, is_unpriced, is_unlisted, is_ceiling_broken,
+        reserved_usd is null as is_unbounded{keys},
+        count(*) as attempts,
+        sum(reserved_usd) as reserved_usd,
+        sum(cost_usd) as cost_usd,
+        sum(list_cost_usd) as list_cost_usd,
+        sum(input_tokens) as input_tokens,
+        sum(cache_read_tokens) as cache_read_tokens,
+        sum(cache_write_tokens) as cache_write_tokens,
+        sum(output_tokens) as output_tokens,
+        sum(reasoning_tokens) as reasoning_tokens,
+        min(started_at) as first_at,
+        max(coalesce(ended_at, started_at)) as last_at
     from {attempts}
     where {period}
+    group by
+        tier, provider, model, outcome, billing, is_unpriced, is_unlisted, is_ceiling_broken,
+        is_unbounded{names}
 )
 select
     tier,
@@ -55,57 +70,40 @@ select
     model{shown},
     sum(cost_usd) as cost_usd,
     sum(list_cost_usd) as list_cost_usd,
-    sum(requests)::bigint as requests,
-    count(*) filter (where status = 'completed') as succeeded_requests,
-    count(*) filter (where status = 'failed') as failed_requests,
-    count(*) filter (where status = 'denied') as denied_requests,
-    count(*) filter (where status = 'open') as open_requests,
-    sum(attempts)::bigint as attempts,
-    count(*) filter (where outcome not in ('succeeded', 'in_flight')) as failed_attempts,
-    coalesce(sum(input_tokens), 0)::bigint as input_tokens,
-    coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
-    coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
-    coalesce(sum(output_tokens), 0)::bigint as output_tokens,
-    coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
-    count(*) filter (where billing = 'billed') as billed_attempts,
-    count(*) filter (where billing = 'unbilled') as unbilled_attempts,
-    count(*) filter (where is_unlisted) as unlisted_attempts,
-    count(*) filter (where is_unpriced) as unpriced_attempts,
+    {counts},
     sum(reserved_usd) filter (where is_unpriced) as unpriced_ceiling_usd,
-    count(*) filter (where is_unpriced and reserved_usd is null) as unpriced_unbounded,
-    count(*) filter (where billing = 'unknown') as in_doubt_attempts,
     sum(reserved_usd) filter (where billing = 'unknown') as in_doubt_ceiling_usd,
-    count(*) filter (where billing = 'unknown' and reserved_usd is null) as in_doubt_unbounded,
-    count(*) filter (where outcome = 'in_flight') as in_flight_attempts,
     sum(reserved_usd) filter (where outcome = 'in_flight') as in_flight_ceiling_usd,
-    count(*) filter (where outcome = 'in_flight' and reserved_usd is null) as in_flight_unbounded,
-    count(*) filter (where is_ceiling_broken) as broken_ceilings,
-    epoch_us(min(started_at)) as first_us,
+    epoch_us(min(first_at)) as first_us,
     epoch_us(max(last_at)) as last_us
 from counted
 group by tier, provider, model{names}
 """
-_COUNTS = (
-    "requests",
-    "succeeded_requests",
-    "failed_requests",
-    "denied_requests",
-    "open_requests",
-    "attempts",
-    "failed_attempts",
-    "input_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "billed_attempts",
-    "unbilled_attempts",
-    "unpriced_attempts",
-    "unlisted_attempts",
-    "in_doubt_attempts",
-    "in_flight_attempts",
-    "broken_ceilings",
-)
+_COUNTED = {  # of what is alike, those of which a condition holds, added up
+    "requests": ("requests", "true"),
+    "succeeded_requests": ("requests", "status = 'completed'"),
+    "failed_requests": ("requests", "status = 'failed'"),
+    "denied_requests": ("requests", "status = 'denied'"),
+    "open_requests": ("requests", "status = 'open'"),
+    "attempts": ("attempts", "true"),
+    "failed_attempts": ("attempts", "outcome not in ('succeeded', 'in_flight')"),
+    "input_tokens": ("input_tokens", "true"),
+    "cache_read_tokens": ("cache_read_tokens", "true"),
+    "cache_write_tokens": ("cache_write_tokens", "true"),
+    "output_tokens": ("output_tokens", "true"),
+    "reasoning_tokens": ("reasoning_tokens", "true"),
+    "billed_attempts": ("attempts", "billing = 'billed'"),
+    "unbilled_attempts": ("attempts", "billing = 'unbilled'"),
+    "unpriced_attempts": ("attempts", "is_unpriced"),
+    "unlisted_attempts": ("attempts", "is_unlisted"),
+    "in_doubt_attempts": ("attempts", "billing = 'unknown'"),
+    "in_flight_attempts": ("attempts", "outcome = 'in_flight'"),
+    "broken_ceilings": ("attempts", "is_ceiling_broken"),
+    "unpriced_unbounded": ("attempts", "is_unpriced and is_unbounded"),
+    "in_doubt_unbounded": ("attempts", "billing = 'unknown' and is_unbounded"),
+    "in_flight_unbounded": ("attempts", "outcome = 'in_flight' and is_unbounded"),
+}
+_COUNTS = tuple(name for name in _COUNTED if not name.endswith("_unbounded"))
 _UNKNOWN_COSTS = {  # that the cost lacks, each with the most that it can be
     "unpriced": "Unpriced",
     "in_doubt": "In doubt",
@@ -320,9 +318,14 @@ def _parts_in(
         f", {shown_sql(key, f'counted.{name}')} as {name}" for key, name in zip(by, key_names, strict=True)
     ]
     condition, parameters = in_period(within)
+    counts = (
+        f"coalesce(sum({amount}) filter (where {which}), 0)::bigint as {name}"
+        for name, (amount, which) in _COUNTED.items()
+    )
     sql = _SPEND.format(
+        counts=",\n    ".join(counts),
         keys="".join(expressions),
-        names="".join(f", counted.{name}" for name in key_names),
+        names="".join(f", {name}" for name in key_names),
         shown="".join(shown),
         attempts=attempts,
         period=condition,
