@@ -26,30 +26,42 @@ BLOCKS = 100
 NOTHING = Decimal("0.000000000000")
 
 # An attempt counts as a request that came to its group, and began there; what is otherwise is taken off
-# again, here. Only requests of more than one step are put in order for that; a step is an attempt, or a
-# tier found left alone. `is_arrival`: the step before it, if any, was in another group. Of all groups
-# together each request is one, in whichever it began.
+# again, here. Only requests of more than one step are put in order for that, and those few that no answer
+# came for; a step is an attempt, or a tier found left alone. `is_arrival`: the step before it, if any, was in
+# another group. Of all groups together each request is one, in whichever it began.
 _CORRECTIONS = """
 create or replace temp table corrections as
-with again as (
-    select distinct request_id from ({again})
+with moves as materialized (
+    select {step_columns}, journal_id, seq, occurred_at, started_at, from_tier, reason
+    from events
+    where event_type = 'fallback_engaged'
+),
+answers as not materialized (
+    select {step_columns}, started_at, seq from events where event_type = 'attempt_succeeded'
 ),
 steps as (
-    select
-        *,
-        row({group_key}) as group_key
+    select *, row({group_key}) as group_key
     from (
-        select {step_columns}, tier, occurred_at as started_at, true as is_attempt
+        select *, true as is_attempt from answers where attempt_number > 1
+        union all by name
+        select *, true as is_attempt from answers where attempt_number <= 1 and request_id in ({again})
+        union all by name
+        select {step_columns}, started_at, seq, true as is_attempt
         from events
-        where event_type = 'attempt_started' and (attempt_number > 1 or request_id in (from again))
+        where event_type between 'attempt_abandoned' and 'attempt_failed'  -- all outcomes but answers
+        union all by name
+        select {step_columns}, occurred_at as started_at, true as is_attempt
+        from ledger_open
+        where
+            event_type = 'attempt_started'
+            and attempt_id not in (select attempt_id from ledger_open where is_outcome)
         union all by name
         select
-            {step_columns},
-            coalesce(tier, from_tier) as tier,
-            coalesce(started_at, occurred_at) as started_at,
+            * exclude (occurred_at, from_tier, reason)
+                replace (coalesce(tier, from_tier) as tier, coalesce(started_at, occurred_at) as started_at),
             false as is_attempt
-        from events
-        where event_type = 'fallback_engaged' and reason = 'circuit_open'
+        from moves
+        where reason = 'circuit_open'
     )
 ),
 followed as (
@@ -57,35 +69,31 @@ followed as (
         *,
         is_attempt and lag(is_attempt) over earlier and tier = lag(tier) over earlier as is_retry,
         group_key is distinct from lag(group_key) over earlier as is_arrival,
-        lag(seq) over earlier is null as is_first
+        lag(is_attempt) over earlier is null as is_first
     from steps
-    window earlier as (partition by request_id order by occurred_at, seq)
+    window earlier as (partition by request_id order by started_at, seq)  -- one in flight is the last
 ),
 left_behind as (  -- an older move names no model: it is that of the attempts it followed
     select request_id, tier as from_tier, any_value(provider) as provider, any_value(model) as model
     from events
-    where event_type = 'attempt_started'
-        and request_id in (
-            select request_id from events where event_type = 'fallback_engaged' and model is null
-        )
+    where event_type = 'attempt_started' and request_id in (select request_id from moves where model is null)
     group by request_id, tier
 ),
 moved as (
     select
-        events.request_id,
-        events.session_id,
-        events.task,
-        events.tags,
-        events.from_tier as tier,
-        coalesce(events.provider, left_behind.provider) as provider,
-        coalesce(events.model, left_behind.model) as model,
-        events.occurred_at as started_at,
+        moves.request_id,
+        moves.session_id,
+        moves.task,
+        moves.tags,
+        moves.from_tier as tier,
+        coalesce(moves.provider, left_behind.provider) as provider,
+        coalesce(moves.model, left_behind.model) as model,
+        moves.occurred_at as started_at,
         coalesce(followed.is_arrival, false)::int as arrivals,
         coalesce(followed.is_first, false)::int as firsts
-    from events
+    from moves
         left join left_behind using (request_id, from_tier)
         left join (from followed where not is_attempt) as followed using (journal_id, seq)
-    where events.event_type = 'fallback_engaged'
 ),
 openings as (
     select
@@ -155,22 +163,16 @@ with counted as (
     select * from corrections
 )
 """
-_STEP_COLUMNS = (
-    "request_id, session_id, task, tags, provider, model, journal_id, seq, occurred_at, attempt_number"
-)
-# Requests of more than one step: an attempt without an answer comes before another, and those are few and
-# soon read. What is otherwise shows: an attempt that is not the first, without one before it.
-_AGAIN_LIKELY = """
-    select request_id from events where event_type between 'attempt_abandoned' and 'attempt_failed'
+_STEP_COLUMNS = "request_id, session_id, task, tags, tier, provider, model, attempt_number"
+# Requests of which an answer at the first attempt is a step among others: there was no attempt before it, so
+# a tier was left alone. What is otherwise shows: an attempt that is not the first, without one before it.
+_AGAIN_LIKELY = "select request_id from moves where reason = 'circuit_open'"
+_AGAIN = f"""
+    {_AGAIN_LIKELY}
     union all
-    select request_id from events where event_type = 'fallback_engaged'
+    select request_id from events where billing is not null and attempt_number > 1
     union all
     select request_id from ledger_open
-"""
-_AGAIN = """
-    select request_id from events where event_type = 'attempt_started' and attempt_number > 1
-    union all
-    select request_id from events where event_type = 'fallback_engaged'
 """
 # A sum of floats depends on its order, which threads change; one of decimals does not.
 _SUMS = """

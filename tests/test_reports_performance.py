@@ -126,26 +126,57 @@ def test_a_retry_across_midnight_is_still_one(tmp_path: Path) -> None:
     assert [picked(row, "attempts", "retries", "requests") for row in days.values()] == [(1, 0, 1), (1, 1, 1)]
 
 
-def test_a_tier_found_left_alone_counts_as_one_that_was_come_to(tmp_path: Path) -> None:
-    from ledger.events import AttemptStarted, FallbackEngaged, RequestReceived
+def test_an_answer_that_another_attempt_follows_is_a_step_of_its_request(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    history.play("""
+        session=s-1
+            REASONING   ok   in=10 out=2
+            REASONING   ok   in=10 out=2
+            FAST        ok   in=10 out=2
+    """)
+    models = by(str(history.path), "model")
+    total = performance_report(history.path, by="model").total
+    history.close()
+
+    assert picked(models[CHAT,], "attempts", "retries", "requests") == (2, 1, 1)
+    assert picked(models[QWEN,], "attempts", "retries", "requests") == (1, 0, 1)
+    assert total
+    assert picked(total, "attempts", "retries", "requests") == (3, 1, 1)
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_a_tier_found_left_alone_counts_as_one_that_was_come_to(is_answered: bool, tmp_path: Path) -> None:
+    from ledger.events import AttemptStarted, AttemptSucceeded, FallbackEngaged, RequestReceived
 
     history = History(tmp_path / "ledger")
     request: dict[str, Any] = {
         "request_id": "r-1", "session_id": "s-1", "task": "analyze_page", "requested_tier": "REASONING",
     }  # fmt: skip
-    at_fast = {"tier": "FAST", "provider": "openrouter", "model": QWEN}
+    attempt = {
+        **request,
+        "tier": "FAST",
+        "provider": "openrouter",
+        "model": QWEN,
+        "attempt_id": "a-1",
+        "attempt_number": 1,
+    }
+    answered = AttemptSucceeded(
+        **attempt, started_at=history.now, billing="billed", billing_rule="answered", stop_reason="end_turn"
+    )
     history.record(
         RequestReceived(**request, max_tokens=5, message_count=1, prompt_bytes=9,
                         prompt_hash="0" * 32),
         FallbackEngaged(**request, from_tier="REASONING", to_tier="FAST", provider="openrouter", model=CHAT,
                         reason="circuit_open"),
-        AttemptStarted(**request, **at_fast, attempt_id="a-1", attempt_number=1, max_tokens=5),
+        AttemptStarted(**attempt, max_tokens=5),
+        *([answered] if is_answered else []),
     )  # fmt: skip
     models, tasks = by(str(history.path), "model"), by(str(history.path), "task")
     history.close()
 
     assert picked(models[CHAT,], "attempts", "requests", "fallbacks", "success_ratio") == (0, 1, 1, None)
-    assert picked(models[QWEN,], "attempts", "requests", "retries") == (1, 1, 0)
+    assert picked(models[QWEN,], "attempts", "succeeded_attempts") == (1, int(is_answered))
+    assert picked(models[QWEN,], "requests", "retries") == (1, 0)
     assert picked(tasks["analyze_page",], "attempts", "requests", "fallback_ratio") == (1, 1, 1.0)
 
 
