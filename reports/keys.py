@@ -18,6 +18,9 @@ KEYS = {
     "day": "strftime(started_at::date, '%Y-%m-%d')",
     "hour": "strftime(started_at, '%Y-%m-%dT%H:00%z')",
 }
+_DATE = (  # the days of UTC need no calendar
+    "if(current_setting('TimeZone') = 'UTC', make_timestamp(epoch_us(started_at))::date, started_at::date)"
+)
 TAG = "tag:"
 IN_TIME = ("day", "hour")
 
@@ -41,7 +44,7 @@ def key_sql(key: str) -> str:
 
 def grouped_sql(key: str) -> str:
     """The same, as what is grouped by: a day as a date, of which there is less to compare than of a text."""
-    return "started_at::date" if key == "day" else key_sql(key)
+    return _DATE if key == "day" else key_sql(key)
 
 
 def shown_sql(key: str, grouped: str) -> str:

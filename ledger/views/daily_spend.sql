@@ -17,28 +17,48 @@
 -- unlisted_attempts: billed attempts that list_cost_usd lacks, as the book has no price for all they used
 -- in_doubt_attempts: attempts that were sent and whose outcome is not known; cost_usd lacks them
 -- in_flight_attempts: attempts without an outcome so far; cost_usd lacks them
-with counted as (
-    select started_at, 1 as requests, 0 as attempts from ledger_requests
+with counted as (  -- what is alike as one, so that each condition below is asked of few
+    select
+        if(current_setting('TimeZone') = 'UTC', make_timestamp(epoch_us(started_at))::date, started_at::date) as day,  -- of UTC soon told
+        count(*) as requests
+    from ledger_requests
+    group by day
     union all by name
-    select *, 0 as requests, 1 as attempts from ledger_attempts
+    select
+        if(current_setting('TimeZone') = 'UTC', make_timestamp(epoch_us(started_at))::date, started_at::date) as day,
+        outcome,
+        billing,
+        is_unpriced,
+        is_unlisted,
+        count(*) as attempts,
+        sum(input_tokens) as input_tokens,
+        sum(cache_read_tokens) as cache_read_tokens,
+        sum(cache_write_tokens) as cache_write_tokens,
+        sum(output_tokens) as output_tokens,
+        sum(reasoning_tokens) as reasoning_tokens,
+        sum(cost_usd) as cost_usd,
+        sum(list_cost_usd) as list_cost_usd
+    from ledger_attempts
+    group by day, outcome, billing, is_unpriced, is_unlisted
 ),
 summed as (
     select
-        started_at::date as day,
-        sum(requests)::bigint as requests,
-        sum(attempts)::bigint as attempts,
-        count(*) filter (where outcome not in ('succeeded', 'in_flight')) as failed_attempts,
+        day,
+        coalesce(sum(requests), 0)::bigint as requests,
+        coalesce(sum(attempts), 0)::bigint as attempts,
+        coalesce(sum(attempts) filter (where outcome not in ('succeeded', 'in_flight')), 0)::bigint
+            as failed_attempts,
         coalesce(sum(input_tokens), 0)::bigint as input_tokens,
         coalesce(sum(cache_read_tokens), 0)::bigint as cache_read_tokens,
         coalesce(sum(cache_write_tokens), 0)::bigint as cache_write_tokens,
         coalesce(sum(output_tokens), 0)::bigint as output_tokens,
         coalesce(sum(reasoning_tokens), 0)::bigint as reasoning_tokens,
-        if(sum(attempts) = 0, 0, sum(cost_usd)) as cost_usd,
-        if(sum(attempts) = 0, 0, sum(list_cost_usd)) as list_cost_usd,
-        count(*) filter (where is_unpriced) as unpriced_attempts,
-        count(*) filter (where is_unlisted) as unlisted_attempts,
-        count(*) filter (where billing = 'unknown') as in_doubt_attempts,
-        count(*) filter (where outcome = 'in_flight') as in_flight_attempts
+        if(count(attempts) = 0, 0, sum(cost_usd)) as cost_usd,
+        if(count(attempts) = 0, 0, sum(list_cost_usd)) as list_cost_usd,
+        coalesce(sum(attempts) filter (where is_unpriced), 0)::bigint as unpriced_attempts,
+        coalesce(sum(attempts) filter (where is_unlisted), 0)::bigint as unlisted_attempts,
+        coalesce(sum(attempts) filter (where billing = 'unknown'), 0)::bigint as in_doubt_attempts,
+        coalesce(sum(attempts) filter (where outcome = 'in_flight'), 0)::bigint as in_flight_attempts
     from counted
     group by day
 )

@@ -3,7 +3,7 @@
 -- The columns are those of ledger_requests, which has these requests too, without what is looked up here. An
 -- answer is rarely the last attempt of a request that failed; so answers are read only where the attempts
 -- without one do not reach as far as the end says.
-with nameless as not materialized (
+with nameless as materialized (
     select
         session_id,
         request_id,
