@@ -4,15 +4,14 @@ with later as (
     select
         attempt_id,
         occurred_at,
-        true as is_settlement,
+        event_type = 'attempt_settled' as is_settlement,
         billing,
         billing_rule,
         coalesce(billed_cost_usd, list_cost_usd) as cost_usd,
         list_cost_usd
     from events
-    where event_type = 'attempt_settled'
-    union all by name
-    select attempt_id, occurred_at, false as is_settlement from events where event_type = 'ceiling_broken'
+    -- said so, DuckDB looks at the kinds alone where none is of these, which it does not for `in`
+    where case event_type when 'attempt_settled' then true when 'ceiling_broken' then true end
 ),
 folded as (
     select
