@@ -57,6 +57,19 @@ _LOWER = (
     "requests",
 )  # others read them
 RELATIONS = (*_LOWER, *(view for view in VIEWS if view not in _LOWER))  # each reads only those before it
+_MANY_SEGMENTS = 20  # a million events: from there on it pays to look which attempts are settled
+_OF_MANY_SEGMENTS = "\n    union all by name  -- of many segments\n"
+_SEE_WHAT_IS_SETTLED = """\
+set variable ledger_answers_are_settled = (
+    select count(*) > (
+        select count(distinct attempt_id)
+        from events
+        where event_type between 'attempt_abandoned' and 'attempt_failed'  -- all outcomes but answers
+            and attempt_id in (select attempt_id from ledger_settled)
+    )
+    from ledger_settled
+);
+"""
 _IDENTITY = ("journal_id", "seq", "schema_version")  # with which each line begins
 _CHECK = Column("check", "text", "of the line")
 _FOLDER = Path(__file__).with_name("views")
@@ -130,7 +143,7 @@ def ledger_sql(path: str | Path) -> str:
             f"set variable ledger_schema_version = {SCHEMA_VERSION};",
             "",
             _sql_file("snapshot"),
-            *_view_statements(VIEWS, _sql_file("events")),
+            *_view_statements(VIEWS, {}),
         ]
     )
 
@@ -428,7 +441,8 @@ def _make_views(
     import duckdb
 
     try:
-        for statement in _view_statements(views, _events_there(connection), stored):
+        there = {"events": _events_there(connection), "ledger_attempts": _attempts_there(connection)}
+        for statement in _view_statements(views, there, stored):
             connection.execute(statement)
     except duckdb.IOException as error:
         raise DamagedLedger(f"{root} cannot be read: {first_words(error)}") from error
@@ -446,8 +460,19 @@ def _events_there(connection: duckdb.DuckDBPyConnection) -> str:
     return f"{union.join(parts)}\n)\n{shown}"
 
 
-def _view_statements(views: Sequence[str], events: str, stored: bool = False) -> list[str]:
-    """What makes the views. `stored`: the first as tables, which is faster where there are few rows.
+def _attempts_there(connection: duckdb.DuckDBPyConnection) -> str:
+    """The text of `ledger_attempts` without its part of many segments, where there are few."""
+    whole = _sql_file("ledger_attempts")
+    if len(_segments_of(connection)) >= _MANY_SEGMENTS:
+        return whole
+    joined, alone = whole.split(_OF_MANY_SEGMENTS)
+    return joined + alone[alone.index("\n),\n") :]
+
+
+def _view_statements(views: Sequence[str], texts: Mapping[str, str], stored: bool = False) -> list[str]:
+    """What makes the views, some with other texts than their files have.
+
+    `stored`: the first as tables, which is faster where there are few rows.
 
     DuckDB works out all that a view reads when it is made, down to the segments, and so again for each
     view above it. So what many read is an empty table for a while, once the tables of rows are there,
@@ -457,15 +482,17 @@ def _view_statements(views: Sequence[str], events: str, stored: bool = False) ->
     wanted = _with_what_they_read(views)
     are_tables = _LOWER if stored else _TABLES
     made = {
-        name: _view_statement(name, columns, events, "table" if name in are_tables else "view")
+        name: _view_statement(name, columns, texts, "table" if name in are_tables else "view")
         for name in wanted
     }
     low = [] if stored else [name for name in _read_by_many(wanted) if name not in _TABLES]
+    has_part_for_answers = _OF_MANY_SEGMENTS in made.get("ledger_attempts", "") and not stored
     first = [name for name in wanted if name in ("events", *_TABLES)]
     return [
         *(made[name] for name in first),
-        *(_stand_in(name) for name in low if name in first),
-        *(_stand_in(name) if name in low else made[name] for name in wanted if name not in first),
+        *[_SEE_WHAT_IS_SETTLED] * has_part_for_answers,
+        *(_stand_in(name, texts) for name in low if name in first),
+        *(_stand_in(name, texts) if name in low else made[name] for name in wanted if name not in first),
         *(made[name] for name in reversed(low)),
         *(f"drop table {_columns_of(name)};\n" for name in low),
     ]
@@ -492,9 +519,9 @@ def _read_by_many(names: Sequence[str]) -> list[str]:
     return [name for name in names if readers[name] > 2]
 
 
-def _stand_in(view: str) -> str:
+def _stand_in(view: str, texts: Mapping[str, str]) -> str:
     """An empty table with a view's columns, under its name."""
-    rows = "from ledger_journal_events" if view == "events" else _sql_file(view).rstrip()
+    rows = "from ledger_journal_events" if view == "events" else _text(view, texts)
     return (
         f"create or replace temp table {_columns_of(view)} as\n{rows}\nwith no data;\n"
         f"create or replace temp view {view} as from {_columns_of(view)};\n"
@@ -593,8 +620,14 @@ def _sql_file(name: str) -> str:
     return (_FOLDER / f"{name}.sql").read_text("utf-8")
 
 
-def _view_statement(name: str, columns: Sequence[Column], events: str, kind: str = "view") -> str:
-    rows = (events if name == "events" else _sql_file(name)).rstrip()
+def _text(name: str, texts: Mapping[str, str]) -> str:
+    return (texts.get(name) or _sql_file(name)).rstrip()
+
+
+def _view_statement(
+    name: str, columns: Sequence[Column], texts: Mapping[str, str], kind: str = "view"
+) -> str:
+    rows = _text(name, texts)
     if name == "events" and columns != COLUMNS:  # what was not read of journals must not look like NULL
         rows = f"select {', '.join(column.name for column in columns)} from (\n{rows}\n)"
     return f"create or replace temp {kind} {name} as\n{rows};\n"

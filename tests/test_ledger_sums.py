@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,41 @@ def test_answers_are_a_row_group_of_their_own(sealed: Path) -> None:
     assert kinds[0] == {"attempt_succeeded"}
     assert kinds[2] == {"request_received", "attempt_started", "request_completed"}
     assert {"attempt_failed", "fallback_engaged", "journal_opened"} <= kinds[1]
+
+
+@pytest.mark.parametrize(
+    ("of_an_answer", "of_a_failure", "is_read"),
+    [("", "", False), ("", "settle=0.003", False), ("settle=0.002", "settle=0.003", True)],
+)
+def test_ids_of_answers_are_read_only_where_one_is_settled(
+    of_an_answer: str,
+    of_a_failure: str,
+    is_read: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ledger.reader._MANY_SEGMENTS", 1)
+    history = History(tmp_path / "ledger")
+    history.play(f"""
+        session=s-1
+            REASONING   timeout   ceiling=0.01 {of_a_failure}
+            REASONING   ok        in=1000 out=200 billed=0.0005 {of_an_answer}
+        session=s-1
+            FAST        ok        in=1000 out=200 billed=0.0005
+            FAST        pending   ceiling=0.01
+    """)
+    history.ledger.seal()
+    sums = "select sum(cost_usd), count(*), count(*) filter (where is_settled) from attempts"
+    with connect(history.path, views=("attempts",)) as connection:
+        row = connection.execute(sums).fetchone()
+        steps = list(operators(connection, "select sum(cost_usd) from attempts"))
+    history.close()
+
+    settled = [Decimal(word.partition("=")[2]) for word in (of_an_answer, of_a_failure) if word]
+    assert row == (Decimal("0.001") + sum(settled), 4, len(settled))
+    of_answers_alone = [
+        step["extra_info"]
+        for step in steps
+        if "event_type = 'attempt_succeeded'" in str(step.get("extra_info", {}).get("Filters"))
+    ]
+    assert any("attempt_id" not in scan["Projections"] for scan in of_answers_alone) != is_read

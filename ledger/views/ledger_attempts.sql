@@ -3,8 +3,11 @@
 -- The columns are those of `attempts`; but reserved_usd is NULL where an outcome has no need to repeat it, which
 -- is where it was billed at a known price, or not at all.
 -- An attempt has one outcome, so nothing is grouped here but the few attempts in flight.
-with ended as (
+-- May be set:  ledger_answers_are_settled; false: each attempt in ledger_settled had no answer. Then answers, most of
+--              the rows, are added up without a look at their ids.
+with ended as not materialized (
     select
+        event_type,
         session_id,
         request_id,
         attempt_id,
@@ -78,7 +81,9 @@ in_flight as (
     having not bool_or(is_outcome)
 ),
 told as (
-    select * from ended
+    select * exclude (event_type)
+    from ended
+    where event_type <> 'attempt_succeeded' or coalesce(getvariable('ledger_answers_are_settled')::boolean, true)
     union all by name
     select * from in_flight
 ),
@@ -94,6 +99,10 @@ settled as (
         coalesce(is_settled, false) as is_settled,
         coalesce(is_ceiling_broken, false) as is_ceiling_broken
     from told left join ledger_settled using (attempt_id)
+    union all by name  -- of many segments
+    select * exclude (event_type), false as is_settled, false as is_ceiling_broken
+    from ended
+    where event_type = 'attempt_succeeded' and not coalesce(getvariable('ledger_answers_are_settled')::boolean, true)
 ),
 priced as (
     select
