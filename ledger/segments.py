@@ -41,7 +41,11 @@ _WITH_DICTIONARY = [
     for path in (("tags.key_value.key", "tags.key_value.value") if column.kind == "tags" else (column.name,))
 ]
 
-_EXPECTED = ("attempt_succeeded",), ("request_completed", "request_received", "attempt_started")
+_ANSWERS, _BEGINNINGS, _ENDS = (
+    ("attempt_succeeded",),
+    ("request_received", "attempt_started"),
+    ("request_completed",),
+)
 
 EventRow = Mapping[str, Any]
 
@@ -168,7 +172,8 @@ def parquet_bytes(table: pa.Table, footer: Mapping[str, Any] | None) -> bytes:
     """A table as a Parquet file, with what it says of itself in the footer.
 
     Its rows are in three groups, each in the order of the table: answers, the one kind of event with many
-    columns; what went otherwise than hoped, few and soon read; and what else is told of every request.
+    columns; what went otherwise than hoped, few and soon read; and what else is told of every request, the
+    ends after the beginnings, so that who wants the ones can pass over the others.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -191,9 +196,12 @@ def _groups(table: pa.Table) -> Iterator[pa.Table]:
 
     if "event_type" not in table.column_names:
         return iter([table])
-    answers, asked = (pc.is_in(table["event_type"], pa.array(kinds)) for kinds in _EXPECTED)
-    others = pc.invert(pc.or_(answers, asked))
-    return (table.filter(group) for group in (answers, others, asked))
+    answers, beginnings, ends = (
+        pc.is_in(table["event_type"], pa.array(kinds)) for kinds in (_ANSWERS, _BEGINNINGS, _ENDS)
+    )
+    others = pc.invert(pc.or_(pc.or_(answers, beginnings), ends))
+    told_of_all = pa.concat_tables([table.filter(beginnings), table.filter(ends)])
+    return iter([table.filter(answers), table.filter(others), told_of_all])
 
 
 def sealed_events(ledger_path: Path, batches: Iterable[Batch], journal_id: str) -> list[EventRow]:

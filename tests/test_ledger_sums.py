@@ -69,17 +69,19 @@ def test_attempts_are_read_without_their_beginnings_where_nobody_asks_for_ceilin
     assert rows == [(2 * REQUESTS + 1, 1)]
 
 
-def test_answers_are_a_row_group_of_their_own(sealed: Path) -> None:
+def test_answers_are_a_row_group_of_their_own_and_ends_lie_together(sealed: Path) -> None:
     (segment, *_) = sorted(sealed.glob("events/date=2026*/*.parquet"))
     with pq.ParquetFile(segment) as file:
         kinds = [
-            set(file.read_row_group(number, ["event_type"])["event_type"].to_pylist())
+            file.read_row_group(number, ["event_type"])["event_type"].to_pylist()
             for number in range(file.num_row_groups)
         ]
 
-    assert kinds[0] == {"attempt_succeeded"}
-    assert kinds[2] == {"request_received", "attempt_started", "request_completed"}
-    assert {"attempt_failed", "fallback_engaged", "journal_opened"} <= kinds[1]
+    assert len(kinds) == 3
+    assert set(kinds[0]) == {"attempt_succeeded"}
+    assert {"attempt_failed", "fallback_engaged", "journal_opened"} <= set(kinds[1])
+    assert set(kinds[2][:-REQUESTS]) == {"request_received", "attempt_started"}
+    assert kinds[2][-REQUESTS:] == ["request_completed"] * REQUESTS
 
 
 @pytest.mark.parametrize(
