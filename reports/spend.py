@@ -46,7 +46,8 @@ counted as (  -- what is alike as one, so that each condition below is asked of 
     union all by name
     select
         tier, provider, model, outcome, billing, is_unpriced, is_unlisted, is_ceiling_broken,
-        reserved_usd is null as is_unbounded{keys},
+        reserved_usd is null as is_unbounded,
+        billing <> 'unbilled' and (input_tokens is null or output_tokens is null) as is_unmetered{keys},
         count(*) as attempts,
         sum(reserved_usd) as reserved_usd,
         sum(cost_usd) as cost_usd,
@@ -62,7 +63,7 @@ counted as (  -- what is alike as one, so that each condition below is asked of 
     where {period}
     group by
         tier, provider, model, outcome, billing, is_unpriced, is_unlisted, is_ceiling_broken,
-        is_unbounded{names}
+        is_unbounded, is_unmetered{names}
 )
 select
     tier,
@@ -99,6 +100,7 @@ _COUNTED = {  # of what is alike, those of which a condition holds, added up
     "in_doubt_attempts": ("attempts", "billing = 'unknown'"),
     "in_flight_attempts": ("attempts", "outcome = 'in_flight'"),
     "broken_ceilings": ("attempts", "is_ceiling_broken"),
+    "unmetered_attempts": ("attempts", "is_unmetered"),
     "unpriced_unbounded": ("attempts", "is_unpriced and is_unbounded"),
     "in_doubt_unbounded": ("attempts", "billing = 'unknown' and is_unbounded"),
     "in_flight_unbounded": ("attempts", "outcome = 'in_flight' and is_unbounded"),
@@ -166,7 +168,11 @@ class Spend(NamedTuple):
         for name, label in _UNKNOWN_COSTS.items():
             if of[f"{name}_attempts"]:
                 most = f"attempts not in the cost, at most {shown(of[f'{name}_ceiling_usd'], 'usd')}"
-                facts.append(Fact(label, shown(of[f"{name}_attempts"], "count"), most))
+                advice = "; bughive-costs recover ends those of dead programs" if name == "in_flight" else ""
+                facts.append(Fact(label, shown(of[f"{name}_attempts"], "count"), most + advice))
+        if of["unmetered_attempts"]:
+            what = "attempts not in the tokens, as nobody said how many they used"
+            facts.append(Fact("Unmetered", shown(of["unmetered_attempts"], "count"), what))
         if of["broken_ceilings"]:
             what = "attempts that cost more than the most they could: limits may be overshot by that"
             facts.append(Fact("Ceiling broken", shown(of["broken_ceilings"], "count"), what))
@@ -210,6 +216,7 @@ _COLUMNS = (
     Column("unpriced_attempts", "Unpriced", "count", if_any=True),
     Column("unpriced_ceiling_usd", "Unpriced, at most", "usd", detail=True),
     Column("unlisted_attempts", "Unlisted", "count", detail=True),
+    Column("unmetered_attempts", "Unmetered", "count", detail=True),
     Column("in_doubt_attempts", "In doubt", "count", if_any=True),
     Column("in_doubt_ceiling_usd", "In doubt, at most", "usd", detail=True),
     Column("in_flight_attempts", "In flight", "count", if_any=True),

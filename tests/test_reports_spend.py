@@ -79,6 +79,7 @@ def test_the_report_of_a_session(ledger: Path) -> None:
         "unpriced_attempts": 1,
         "unlisted_attempts": 1,
         "broken_ceilings": 0,
+        "unmetered_attempts": 1,
         "unpriced": {"attempts": 1, "ceiling_usd": None},
         "in_doubt": {"attempts": 1, "ceiling_usd": Decimal("0.01")},
         "in_flight": {"attempts": 0, "ceiling_usd": Decimal(0)},
@@ -106,6 +107,25 @@ def test_the_report_of_all_sessions(ledger: Path) -> None:
     assert report["requests"] == 7
     assert report["open_requests"] == 1
     assert report["in_flight"] == {"attempts": 1, "ceiling_usd": Decimal("0.5")}
+
+
+def test_attempts_whose_tokens_nobody_told_are_said_to_be_missing_from_them(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    history.play("""
+        session=s-1
+            FAST   429
+            FAST   timeout   ceiling=0.01
+            FAST   ok        in=1000 out=200
+        session=s-1
+            FAST   pending   ceiling=0.01
+    """)
+    report = spend_report(history.path, session_id="s-1")
+    history.close()
+    facts = {fact.label: fact for fact in report.document().facts}
+
+    assert report.data()["unmetered_attempts"] == 1  # not what was refused or is in flight
+    assert (facts["Unmetered"].value, facts["Unmetered"].note[:26]) == ("1", "attempts not in the tokens")
+    assert facts["In flight"].note.endswith("bughive-costs recover ends those of dead programs")
 
 
 def test_a_list_cost_says_how_many_attempts_it_lacks(tmp_path: Path) -> None:
