@@ -57,8 +57,8 @@ _LOWER = (
     "requests",
 )  # others read them
 RELATIONS = (*_LOWER, *(view for view in VIEWS if view not in _LOWER))  # each reads only those before it
-_MANY_SEGMENTS = 20  # a million events: from there on it pays to look which attempts are settled
-_OF_MANY_SEGMENTS = "\n    union all by name  -- of many segments\n"
+_MANY_EVENTS = 1_000_000  # from there on it pays to look which attempts are settled
+_OF_MANY_EVENTS = "\n    union all by name  -- of many events\n"
 _SEE_WHAT_IS_SETTLED = """\
 set variable ledger_answers_are_settled = (
     select count(*) > (
@@ -350,7 +350,7 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 
     for tries_left in reversed(range(_SNAPSHOT_TRIES)):
         try:
-            _run_snapshot(connection)
+            connection.execute(_sql_file("snapshot"))
             return
         except duckdb.IOException as error:
             if not tries_left:
@@ -360,31 +360,6 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
             if reason.endswith(": update it"):  # as the snapshot words it; nothing is damaged
                 raise LedgerError(reason) from error
             raise DamagedLedger(f"{reason}; restore it, or read around it with --allow-damage") from error
-
-
-def _run_snapshot(connection: duckdb.DuckDBPyConnection) -> None:
-    """Run snapshot.sql, but hold the journals' lines as they were read, where DuckDB can.
-
-    To make a table of them it would copy them once more, on one thread. And nothing is put in order
-    where no journal is in question, as nearly always: then all that was read counts.
-    """
-    before, table, rest = _sql_file("snapshot").partition("create or replace temp table ledger_lines as\n")
-    lines, _, rest = rest.partition(";\n")
-    check, in_order, after = rest.partition("create or replace temp table ledger_lines_in_order as\n")
-    connection.execute(before)
-    read = connection.sql(lines)
-    if hasattr(read, "materialize"):  # from DuckDB 2.0 on
-        connection.register("ledger_lines", read.materialize())
-    else:
-        connection.execute(table + lines)
-    connection.execute(check)
-    if connection.execute("from ledger_in_question").fetchall():
-        connection.execute(in_order + after)
-    else:
-        connection.execute(
-            "create or replace temp view ledger_journal_events as"
-            ' select * exclude (file_index, "check") from ledger_lines'
-        )
 
 
 def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_damage: bool) -> None:
@@ -461,11 +436,12 @@ def _events_there(connection: duckdb.DuckDBPyConnection) -> str:
 
 
 def _attempts_there(connection: duckdb.DuckDBPyConnection) -> str:
-    """The text of `ledger_attempts` without its part of many segments, where there are few."""
+    """The text of `ledger_attempts` without its part of many events, where there are few."""
     whole = _sql_file("ledger_attempts")
-    if len(_segments_of(connection)) >= _MANY_SEGMENTS:
+    ((events,),) = connection.execute("select coalesce(sum(rows), 0) from ledger_manifest").fetchall()
+    if events >= _MANY_EVENTS:
         return whole
-    joined, alone = whole.split(_OF_MANY_SEGMENTS)
+    joined, alone = whole.split(_OF_MANY_EVENTS)
     return joined + alone[alone.index("\n),\n") :]
 
 
@@ -486,7 +462,7 @@ def _view_statements(views: Sequence[str], texts: Mapping[str, str], stored: boo
         for name in wanted
     }
     low = [] if stored else [name for name in _read_by_many(wanted) if name not in _TABLES]
-    has_part_for_answers = _OF_MANY_SEGMENTS in made.get("ledger_attempts", "") and not stored
+    has_part_for_answers = _OF_MANY_EVENTS in made.get("ledger_attempts", "") and not stored
     first = [name for name in wanted if name in ("events", *_TABLES)]
     return [
         *(made[name] for name in first),

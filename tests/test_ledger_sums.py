@@ -95,7 +95,7 @@ def test_ids_of_answers_are_read_only_where_one_is_settled(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ledger.reader._MANY_SEGMENTS", 1)
+    monkeypatch.setattr("ledger.reader._MANY_EVENTS", 1)
     history = History(tmp_path / "ledger")
     history.play(f"""
         session=s-1

@@ -99,7 +99,7 @@ settled as (
         coalesce(is_settled, false) as is_settled,
         coalesce(is_ceiling_broken, false) as is_ceiling_broken
     from told left join ledger_settled using (attempt_id)
-    union all by name  -- of many segments
+    union all by name  -- of many events
     select * exclude (event_type), false as is_settled, false as is_ceiling_broken
     from ended
     where event_type = 'attempt_succeeded' and not coalesce(getvariable('ledger_answers_are_settled')::boolean, true)

@@ -207,7 +207,7 @@ where case
     else seq > seq_before
 end;
 
-create or replace temp view ledger_journal_events as
-select * exclude (file_index, "check") from ledger_lines where journal_id not in (from ledger_in_question)
-union all
-select * exclude (file_index, "check") from ledger_lines_in_order;
+delete from ledger_lines where journal_id is null or journal_id in (from ledger_in_question);
+insert into ledger_lines from ledger_lines_in_order;
+
+create or replace temp view ledger_journal_events as select * exclude (file_index, "check") from ledger_lines;
