@@ -67,8 +67,8 @@ def period(since: str | None, until: str | None, last: str | None, tz: str, now:
             raise UsageError("--last goes without --since and --until; give one or the other")
         return Period(since=_first_of_month(now, zone) if last == "mtd" else _before(now, last))
     bounds = Period(
-        _moment(since, zone, "--since") if since is not None else None,
-        _moment(until, zone, "--until") if until is not None else None,
+        moment_named(since, zone, "--since") if since is not None else None,
+        moment_named(until, zone, "--until") if until is not None else None,
     )
     if bounds.since is not None and bounds.until is not None and bounds.since >= bounds.until:
         raise UsageError(
@@ -110,7 +110,8 @@ def before(within: Period, now: datetime) -> Period:
         raise UsageError("--compare previous reaches back before the year 1; expected such as 7d") from error
 
 
-def _moment(text: str, zone: tzinfo, option: str) -> datetime:
+def moment_named(text: str, zone: tzinfo, option: str) -> datetime:
+    """The date or moment that an option names, a date as its midnight in a zone. Raises UsageError."""
     try:
         moment = datetime.fromisoformat(text)
         return (moment if moment.tzinfo else _in_zone(moment, zone)).astimezone(UTC)

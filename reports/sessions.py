@@ -36,6 +36,10 @@ _MOMENTS = ("first_at", "last_at")
 
 
 _SUMMED = tuple(column.name for column in _COLUMNS if column.kind in ("count", "usd"))
+_IN_ALL = {  # a session without attempts cost 0, which is no price of those that others made
+    "count": "sum({0})",
+    "usd": "if(sum(attempts) > 0 and count({0}) filter (where attempts > 0) = 0, null, sum({0}))",
+}
 _FOUND = """
 create temp table found as
 select {columns} from sessions
@@ -95,7 +99,9 @@ def sessions_report(
             " order by found.first_at desc, session_id limit ?",
             [limit or 2**62],
         ).fetchall()
-        sums = ", ".join(f"sum({name})" for name in _SUMMED)
+        sums = ", ".join(
+            _IN_ALL[column.kind].format(column.name) for column in _COLUMNS if column.name in _SUMMED
+        )
         (in_all, *total), *_ = connection.execute(f"select count(*), {sums} from found").fetchall()
     found = [dict(zip(names, row, strict=True)) for row in rows]
     for session in found:

@@ -188,10 +188,12 @@ def settle(
     tz: TzOption = "UTC",
 ) -> Page:
     """Say what attempts in doubt have cost, once that is known."""
+    from reports.options import moment_named, time_zone
     from reports.settling import settle as settle_attempts
     from reports.settling import what_is_settled
 
-    until = asked_period(format, None, before, None, tz).until
+    asked_period(format, None, None, None, tz)
+    until = moment_named(before, time_zone(tz), "--before") if before is not None else None
     billed_usd, attempt_id = what_is_settled(found_out, amount or (), until)
     path = ledger_path(ledger)
     return Page(

@@ -8,7 +8,7 @@ circuits ─┘
 from __future__ import annotations
 
 from decimal import Decimal
-from math import ceil, floor
+from math import ceil, floor, fsum
 from typing import TYPE_CHECKING, Any
 
 from ledger.reader import connect, sums_alone
@@ -351,6 +351,8 @@ class Tally:
 
 
 def _added(amounts: Iterable[Any]) -> Any:
-    """The sum of what is known; None where nothing is."""
+    """The sum of what is known, in whatever order it comes; None where nothing is."""
     known = [amount for amount in amounts if isinstance(amount, (int, float, Decimal))]
+    if any(isinstance(amount, float) for amount in known):
+        return fsum(known)
     return sum(known[1:], known[0]) if known else None

@@ -63,15 +63,13 @@ def draw(document: Document, out: TextIO) -> None:
             facts.add_row(Text(label, style="dim"), Text(value, justify="right"), Text(note, style="dim"))
         console.print(facts)
     console.print()
-    left_out: dict[str, None] = {}  # in the order they would stand
     for table in document.tables:
         columns = _columns_of(table)
         fitting = _that_fit(columns, console.width)
-        left_out.update(dict.fromkeys(each.column.title for each in columns if each not in fitting))
         for number, part in enumerate(_broken(fitting, console.width)):
             _draw_table("" if number else table.title, part, table.total is not None, console)
-    if left_out:
-        console.print(Text(f"a wider terminal shows more: {', '.join(left_out)}", style="dim"))
+        if left_out := [each.column.title for each in columns if each not in fitting]:
+            console.print(Text(f"a wider terminal shows more: {', '.join(left_out)}\n", style="dim"))
     if document.note:
         console.print(Text(harmless(document.note), style="dim"))
 

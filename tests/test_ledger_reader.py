@@ -163,7 +163,7 @@ def test_nothing_but_the_ledgers_own_is_left_at_a_prompt(history: History) -> No
     views = in_plain_duckdb(history.path, "select view_name from duckdb_views() where not internal")
 
     assert [name for (name,) in tables] == [
-        *("ledger_covered", "ledger_in_question", "ledger_lines", "ledger_lines_in_order"),
+        *("ledger_covered", "ledger_in_question", "ledger_lines"),
         *("ledger_manifest", "ledger_open", "ledger_settled"),
     ]
     below = {"ledger_journal_events", "ledger_attempts", "ledger_bounded", "ledger_requests"}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from played import ROUTES, History
 
-from ledger.events import BudgetSet, CeilingBroken, CircuitClosed, CircuitOpened
+from ledger.events import AttemptSettled, BudgetSet, CeilingBroken, CircuitClosed, CircuitOpened
 from ledger.reader import VIEWS, connect, tier_rank, view_columns, view_sql
 from ledger.schema import COLUMNS, TIER_ORDER
 
@@ -433,3 +433,19 @@ def test_attempts_requests_sessions_days_and_tiers_add_up_to_the_same(
     assert {count or 0 for count in ended or ()} == {len(requests)}
     assert ended is not None
     assert ended[0] == len(requests)
+
+
+@pytest.mark.parametrize("kinds", [("billed", "unbilled"), ("unbilled", "billed")])
+def test_of_two_settlements_in_one_moment_the_later_counts(kinds: tuple[str, str], history: History) -> None:
+    history.play("session=s-1\n    FAST   timeout   ceiling=0.01")
+    names = ("request_id", "session_id", "task", "tier", "provider", "model", "attempt_id", "attempt_number")
+    (values,) = history.rows(f"select {', '.join(names)}, started_at from attempts")
+    attempt = dict(zip((*names, "started_at"), values, strict=True))
+    for kind in kinds:  # the clock of a history stands still
+        history.record(
+            AttemptSettled(**attempt, requested_tier="FAST", billing=kind, billing_rule="settled_by_hand")
+        )
+
+    assert history.rows("select billing from attempts") == [(kinds[1],)]
+    history.ledger.seal()
+    assert history.rows("select billing from attempts") == [(kinds[1],)]

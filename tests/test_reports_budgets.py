@@ -154,6 +154,9 @@ def test_attempts_in_doubt_are_settled_one_or_all(path: Path, capsys: pytest.Cap
     at = ("--ledger", str(path))
     for words in (("--as", "billed"), ("--as", "billed", "x", "r-2-a1"), ("--as", "free", "r-2-a1")):
         refused(capsys, path, "settle", *words)
+    assert "--before '2026-13-01' is no date" in refused(
+        capsys, path, "settle", "--as", "unbilled", "--before", "2026-13-01"
+    )
     assert "say what was found out: --as unbilled, or --as billed" in refused(
         capsys, path, "settle", "r-2-a1"
     )

@@ -20,6 +20,7 @@ from ledger.errors import NoSuchSession
 from reports.keys import KEYS
 from reports.options import Period, UsageError, period
 from reports.render import FORMATS, write
+from reports.sessions import sessions_report
 from reports.spend import spend_report
 
 CRAWL = """
@@ -458,3 +459,17 @@ def test_what_a_period_cannot_mean(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         period(since, until, last, tz, NOW)
+
+
+def test_sessions_and_report_say_the_same_of_a_ledger_without_a_price(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    history.play("""
+        session=s-1
+            FAST   denied
+        session=s-2
+            FAST   timeout   ceiling=0.01
+    """)
+    totals = spend_report(history.path).total, sessions_report(history.path).total
+    history.close()
+
+    assert [total["cost_usd"] for total in totals] == [None, None]

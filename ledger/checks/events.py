@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import string
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
@@ -82,24 +82,30 @@ _LIKENESS = {
     "request_spent": "request {0}: {1:usd} spent",
     "sums": "{0} {1}, from {2:at} to {3:at}: {4:usd} spent, {5:usd} in doubt",
     "holds": "attempt {0}: {2:usd} held, begun in the 15 minutes from {3:at}, {4}",
-    "budgets": "{2} budget of {0} {1}: {3:usd}, days in {4}, by event {6} of {5}",
+    "budgets": "{2} budget of {0} {1}: {3:usd} in {4}, by event {6} of {5}",
     "settled": "attempt {0} is settled",
-    "circuits": "the circuit of {1}, opened at {2} µs, closed {3}",
+    "circuits": "the circuit of {1}, opened at {2:us}, closed {3}",
     "session_batches": "session {0} is in batch {1}",
 }
 
 
 class _Words(string.Formatter):
-    """Rows of state.db in words: `usd` of an amount in pico, `at` of a quarter of an hour."""
+    """Rows of state.db in words: `usd` of an amount in pico, `at` of a quarter hour, `us` of a moment."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         """A row's value; amounts in full."""
-        if value is not None and format_spec == "usd":
-            return f"${dollars(int(value)):f}"
+        if format_spec == "usd":
+            return "no amount" if value is None else f"${dollars(int(value)):f}"
         if format_spec == "at":
             moment = beginning_of(value)
             return "ever" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
+        if format_spec == "us":
+            return f"{datetime.fromtimestamp(value // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
         return str(value)
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 class Place(NamedTuple):
@@ -339,7 +345,7 @@ class Events:
             _Words().format(_LIKENESS[table], *rows[0]) if rows else nothing
             for rows, nothing in ((besides, "nothing of what the events say"), (lacking, "nothing of it"))
         )
-        what = f"{table} is not what the events make of it ({max(len(besides), len(lacking))} rows):"
+        what = f"{table} is not what the events make of it ({_rows(max(len(besides), len(lacking)))}):"
         yield Finding("state-differs", STATE, f"{what} it has {said}; the events say {should}", RECOVER)
 
     def _fill(self, name: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[Any, ...]]) -> None:

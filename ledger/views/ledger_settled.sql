@@ -3,7 +3,7 @@
 with later as (
     select
         attempt_id,
-        occurred_at,
+        (occurred_at, journal_id, seq) as told_at,  -- two may be of one moment
         event_type = 'attempt_settled' as is_settlement,
         billing,
         billing_rule,
@@ -16,8 +16,8 @@ with later as (
 folded as (
     select
         attempt_id,
-        arg_max(billing, occurred_at) filter (where is_settlement) as settled_billing,
-        arg_max(billing_rule, occurred_at) filter (where is_settlement) as settled_billing_rule,
+        arg_max(billing, told_at) filter (where is_settlement) as settled_billing,
+        arg_max(billing_rule, told_at) filter (where is_settlement) as settled_billing_rule,
         sum(cost_usd) as settled_cost_usd,
         sum(list_cost_usd) as settled_list_cost_usd,
         bool_or(is_settlement) as is_settled,

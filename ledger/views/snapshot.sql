@@ -209,5 +209,6 @@ end;
 
 delete from ledger_lines where journal_id is null or journal_id in (from ledger_in_question);
 insert into ledger_lines from ledger_lines_in_order;
+drop table ledger_lines_in_order;
 
 create or replace temp view ledger_journal_events as select * exclude (file_index, "check") from ledger_lines;
