@@ -75,7 +75,7 @@ _CHECK = Column("check", "text", "of the line")
 _FOLDER = Path(__file__).with_name("views")
 _HANDLES_AT_LEAST = 8
 _MEMORY_FOR_SUMS = "500MB"
-_SNAPSHOT_TRIES = 5  # a journal may be sealed and removed between its listing and its reading
+_SNAPSHOT_TRIES = 20  # a journal may be sealed and removed between its listing and its reading, in each try
 
 
 def connect(
