@@ -93,14 +93,15 @@ class _Words(string.Formatter):
     """Rows of state.db in words: `usd` of an amount in pico, `at` of a quarter hour, `us` of a moment."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """A row's value; amounts in full."""
+        """A row's value, which may be anything; amounts in full."""
         if format_spec == "usd":
             return "no amount" if value is None else f"${dollars(int(value)):f}"
-        if format_spec == "at":
+        if value is not None and format_spec == "at":
             moment = beginning_of(value)
             return "ever" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
-        if format_spec == "us":
-            return f"{datetime.fromtimestamp(value // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        if value is not None and format_spec == "us":
+            with contextlib.suppress(OverflowError, ValueError, OSError):  # no calendar reaches it
+                return f"{datetime.fromtimestamp(value // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
         return str(value)
 
 

@@ -19,7 +19,7 @@
 -- in_flight_attempts: attempts without an outcome so far; cost_usd lacks them
 with counted as (  -- what is alike as one, so that each condition below is asked of few
     select
-        if(current_setting('TimeZone') = 'UTC', make_timestamp(epoch_us(started_at))::date, started_at::date) as day,  -- of UTC soon told
+        if(current_setting('TimeZone') = 'UTC', make_timestamp(epoch_us(started_at))::date, started_at::date) as day,  -- UTC needs no calendar
         count(*) as requests
     from ledger_requests
     group by day
