@@ -117,15 +117,15 @@ def budget_of(
             )
     if scope in (*WINDOWS, "all") and scope_id:
         raise SettingsError(f"{at}a budget of scope {scope} takes no id, not {scope_id!r}: there is but one")
-    if scope not in WINDOWS and tz != "UTC":
+    if scope not in WINDOWS and tz.upper() != "UTC":
         raise SettingsError(f"{at}a time zone is for budgets of a day or a month, not of scope {scope}")
     if scope_id is not None and not (0 < len(scope_id) <= 256 and scope_id.isprintable()):
         raise SettingsError(f"{at}an id has 1 to 256 characters that print, unlike {scope_id[:60]!r}")
     try:
-        zone_named(tz)
+        zone = str(zone_named(tz))
     except SettingsError as error:
         raise SettingsError(f"{at}{error}") from error
-    return Budget(scope, scope_id, limit_of(limit, at), mode, tz)  # type: ignore[arg-type]  # just looked up
+    return Budget(scope, scope_id, limit_of(limit, at), mode, zone)  # type: ignore[arg-type]  # just looked up
 
 
 def limit_of(given: object, at: str = "") -> Decimal:

@@ -47,14 +47,16 @@ def beginning_of(quarter: int) -> datetime | None:
 
 
 def zone_named(name: str) -> tzinfo:
-    """A zone of the IANA database. Raises SettingsError naming the nearest."""
-    if name == "UTC":
+    """A zone of the IANA database, in upper or lower case. Raises SettingsError naming the nearest."""
+    if name.upper() == "UTC":
         return UTC
-    import pytz  # late: few budgets name a zone
+    import pytz  # late: few budgets and reports name a zone
 
-    if name in pytz.all_timezones_set:
+    try:
         return pytz.timezone(name)
-    raise SettingsError(f"there is no time zone {name!r}{nearest(name, pytz.all_timezones)}")
+    except pytz.UnknownTimeZoneError as error:
+        hint = nearest(name, pytz.all_timezones) or "; expected such as Europe/Berlin"
+        raise SettingsError(f"there is no time zone {name!r}{hint}") from error
 
 
 @lru_cache(maxsize=256)

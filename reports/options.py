@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import NamedTuple
 
-from ledger.errors import BughiveError, nearest
+from ledger.errors import BughiveError, SettingsError, nearest
+from ledger.windows import zone_named
 
 _LAST_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -45,15 +46,10 @@ def count(text: str, option: str) -> int:
 
 def time_zone(name: str) -> tzinfo:
     """A zone of the IANA database. Raises UsageError naming the nearest."""
-    if name.upper() == "UTC":
-        return UTC
-    import pytz  # late: few reports name a zone
-
     try:
-        return pytz.timezone(name)
-    except pytz.UnknownTimeZoneError as error:
-        hint = nearest(name, pytz.all_timezones) or "; expected such as Europe/Berlin"
-        raise UsageError(f"--tz knows no {name!r}{hint}") from error
+        return zone_named(name)
+    except SettingsError as error:
+        raise UsageError(f"--tz: {error}") from error
 
 
 def period(since: str | None, until: str | None, last: str | None, tz: str, now: datetime) -> Period:

@@ -98,6 +98,14 @@ def test_for_people_a_budget_of_each_session_is_told_from_that_of_one(
     assert sorted(row.split("s-1")[0].strip() for row in rows) == ["each session", "session"]
 
 
+def test_a_time_zone_is_known_in_any_case_and_kept_by_its_name(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("budget", "set", "5", "--scope", "day", "--tz", "europe/berlin")
+    [row] = said(capsys, *words, "--ledger", str(path))
+    assert row["tz"] == "Europe/Berlin"
+
+
 def test_when_a_budget_is_gone_follows_from_the_rate_since_its_first_attempt(path: Path) -> None:
     with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
         ledger.set_budget(Budget("all", None, D("0.018")))
@@ -116,7 +124,10 @@ def test_when_a_budget_is_gone_follows_from_the_rate_since_its_first_attempt(pat
         (("5.0000000000001", "--scope", "all"), "a limit has at most 12 decimals"),
         (("NaN", "--scope", "all"), "not 'NaN'"),
         (("5", "--scope", "tier", "--id", "FASTT"), "there is no tier 'FASTT'; did you mean FAST?"),
-        (("5", "--scope", "day", "--tz", "Mars/Base"), "there is no time zone 'Mars/Base'"),
+        (
+            ("5", "--scope", "day", "--tz", "Mars/Base"),
+            "there is no time zone 'Mars/Base'; expected such as Europe/Berlin",
+        ),
         (("5", "--scope", "day", "--mode", "soft"), "mode must be hard or warn"),
         (("none", "--scope", "month"), "there is no hard budget of the month"),
     ],

@@ -156,8 +156,8 @@ def _read(descriptor: int) -> bytes:
     [
         (["report", "--by", "teir"], "--by knows no 'teir'; did you mean tier?"),
         (["report", "--format", "jsn"], "--format knows no 'jsn'; did you mean json?"),
-        (["report", "--tz", "Europe/Berln"], "--tz knows no 'Europe/Berln'; did you mean Europe/Berlin"),
-        (["report", "--tz", "Mars"], "--tz knows no 'Mars'; expected such as Europe/Berlin"),
+        (["report", "--tz", "Europe/Berln"], "--tz: there is no time zone 'Europe/Berln'; did you mean Europe/Berlin"),
+        (["report", "--tz", "Mars"], "--tz: there is no time zone 'Mars'; expected such as Europe/Berlin"),
         (["report", "--since", "2026-02-30"], "--since '2026-02-30' is no date or moment"),
         (
             ["report", "--since", "2026-03-01", "--until", "2026-02-01"],
