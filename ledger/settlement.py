@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ledger.ledger import Ledger
 
 SETTLE_LOCK = "settle.lock"
+SEE_THOSE_IN_DOUBT = 'see bughive-costs sql "select attempt_id from in_doubt"'
 _WAIT_S = 30.0
 _FIELDS = (
     *("session_id", "request_id", "attempt_id", "attempt_number", "task", "tags", "requested_tier"),
@@ -80,7 +81,7 @@ def _attempts(path: Path, attempt_ids: Sequence[str]) -> list[dict[str, Any]]:
 
 def _refuse_what_is_known(attempt_id: str, found: tuple[Any, ...] | None) -> None:
     if found is None:
-        raise LedgerError(f"no attempt has the id {attempt_id}; see select attempt_id from in_doubt")
+        raise LedgerError(f"no attempt has the id {attempt_id}; {SEE_THOSE_IN_DOUBT}")
     _, cost_usd, billing, outcome, is_unpriced, *_ = found
     if outcome == "in_flight":
         raise LedgerError(f"attempt {attempt_id} is still in flight; settle it when it has ended")

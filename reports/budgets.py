@@ -165,7 +165,8 @@ def refusal(path: str | Path, request_id: str) -> Refusal:
         ).fetchone()
     if found is None:
         what = f"request {request_id} was not refused" if known else f"no request has the id {request_id}"
-        raise LedgerError(f"{what}; see select request_id from requests where status = 'denied'")
+        denied = "select request_id from requests where status = 'denied'"
+        raise LedgerError(f'{what}; see bughive-costs sql "{denied}"')
     row: Row = dict(zip(names, found, strict=True))
     row["denied_at"] = rfc3339(row["denied_at"])
     row["over_usd"] = None

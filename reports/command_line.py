@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -36,6 +38,8 @@ class _Plain(_CommandLine):
             if not isinstance(param.process_value, partial):
                 taken = partial(_as_given, param.required, param.process_value)
                 param.process_value = taken  # type: ignore[method-assign]
+                if param.param_type_name == "argument":
+                    _name_plainly(param)
         return params
 
 
@@ -53,13 +57,37 @@ class PlainCommand(_Plain, TyperCommand):
         return super().parse_args(ctx, args)
 
 
+class AmountCommand(PlainCommand):
+    """One with an amount among its arguments: below 0 it would be taken for an option that is not there."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As PlainCommand. Raises UsageError for a negative amount that is not an option's value."""
+        take_a_value = {name for param in self.get_params(ctx) if not _is_flag(param) for name in param.opts}
+        for before, word in pairwise(["", *args]):
+            if before not in take_a_value and re.fullmatch(r"-\$?[\d.,]+", word):
+                raise UsageError(f"an amount of USD is from 0 to below 1,000,000, not {word}")
+        return super().parse_args(ctx, args)
+
+
 class PlainGroup(_Plain, TyperGroup):
     """Several of them."""
 
 
+def _name_plainly(argument: Any) -> None:
+    """In help an argument is what its metavar says; its type would only add <str>, as all are texts."""
+    name = argument.display_name_raw
+    in_usage = name if argument.required or name.startswith("[") else f"[{name}]"
+    argument.display_type_rich = lambda ctx: None
+    argument.get_usage_pieces = lambda ctx: [in_usage]
+
+
 def _is_many(param: Any) -> bool:
     """Whether more than one of it is fine: of a list, a flag, or what stands by its place alone."""
-    return bool(getattr(param, "multiple", True) or getattr(param, "is_flag", False))
+    return bool(getattr(param, "multiple", True)) or _is_flag(param)
+
+
+def _is_flag(param: Any) -> bool:
+    return bool(getattr(param, "is_flag", False))
 
 
 def _as_given(required: bool, otherwise: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:

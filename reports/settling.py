@@ -12,6 +12,7 @@ from ledger.budgets import limit_of
 from ledger.errors import LedgerError, SettingsError
 from ledger.ledger import Ledger
 from ledger.reader import connect, existing_ledger
+from ledger.settlement import SEE_THOSE_IN_DOUBT
 from reports.options import UsageError, choice
 from reports.render import Column, Document, Table
 
@@ -64,7 +65,7 @@ def what_is_settled(
         except SettingsError as error:
             raise UsageError(str(error).replace("a limit", "what was billed")) from error
     if len(words) > 1 or bool(words) == (before is not None):
-        raise UsageError("name one attempt, or --before a date; see select attempt_id from in_doubt")
+        raise UsageError(f"name one attempt, or --before a date; {SEE_THOSE_IN_DOUBT}")
     return billed_usd, words[0] if words else None
 
 
@@ -93,7 +94,7 @@ def settle(
 
 def _in_doubt(root: Path, before: datetime | None) -> Sequence[str]:
     if before is None:
-        raise LedgerError("name an attempt, or --before a date; see select attempt_id from in_doubt")
+        raise LedgerError(f"name one attempt, or --before a date; {SEE_THOSE_IN_DOUBT}")
     with connect(root, views=("events", "attempts", "in_doubt")) as connection:
         found = connection.execute(
             "select attempt_id from in_doubt where not is_in_flight and started_at < ?::timestamptz"

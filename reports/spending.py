@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from reports.command_line import (
+    AmountCommand,
     FormatOption,
     LedgerOption,
     Page,
@@ -32,7 +33,7 @@ app.add_typer(budget_app, name="budget")
 
 @budget_app.command(
     "set",
-    cls=PlainCommand,
+    cls=AmountCommand,
     epilog=examples(
         "budget set 25 --scope day --tz Europe/Berlin",
         "budget set 2.50 --scope session",
@@ -161,7 +162,7 @@ def take_prices(
 
 
 @app.command(
-    cls=PlainCommand,
+    cls=AmountCommand,
     epilog=examples(
         "settle --as unbilled ATTEMPT_ID",
         "settle --as billed 0.0042 ATTEMPT_ID --reason 'the invoice says so'",

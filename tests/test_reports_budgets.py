@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -185,6 +187,50 @@ def test_attempts_in_doubt_are_settled_one_or_all(path: Path, capsys: pytest.Cap
     with connect(path) as connection:
         assert connection.execute("select count(*) from in_doubt").fetchone() == (0,)
         assert connection.execute("select sum(cost_usd) from attempts").fetchone() == (D("0.0082"),)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("settle", "--as", "unbilled"),
+        ("settle", "--as", "unbilled", "no-such-attempt"),
+        ("budget", "explain", "no-such-request"),
+    ],
+)
+def test_what_a_refusal_says_to_look_at_can_be_typed_as_it_stands(
+    path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    told = re.search(r"see bughive-costs (.*)$", refused(capsys, path, *words))
+    assert told is not None
+    assert main([*shlex.split(told[1]), "--ledger", str(path)]) == 0
+    assert "_id" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("amount", ["-3", "-0.5", "-$3", "-1,000.50"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("budget", "set", "{}", "--scope", "day"),
+        ("budget", "set", "--scope", "day", "--", "{}"),
+        ("settle", "--as", "billed", "{}", "r-2-a1"),
+    ],
+)
+def test_an_amount_below_nothing_is_no_option_that_is_missing(
+    path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], amount: str
+) -> None:
+    complaint = main([word.format(amount) for word in words]), capsys.readouterr().err
+    assert complaint == (
+        2,
+        f"bughive-costs: an amount of USD is from 0 to below 1,000,000, not {amount}\n",
+    )
+
+
+def test_what_an_option_is_given_may_look_like_an_amount_below_nothing(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("settle", "--as", "unbilled", "r-2-a1", "--reason", "-3")
+    [row] = said(capsys, *words, "--ledger", str(path))
+    assert row["attempt_id"] == "r-2-a1"
 
 
 # prices

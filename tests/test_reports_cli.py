@@ -156,7 +156,10 @@ def _read(descriptor: int) -> bytes:
     [
         (["report", "--by", "teir"], "--by knows no 'teir'; did you mean tier?"),
         (["report", "--format", "jsn"], "--format knows no 'jsn'; did you mean json?"),
-        (["report", "--tz", "Europe/Berln"], "--tz: there is no time zone 'Europe/Berln'; did you mean Europe/Berlin"),
+        (
+            ["report", "--tz", "Europe/Berln"],
+            "--tz: there is no time zone 'Europe/Berln'; did you mean Europe/Berlin",
+        ),
         (["report", "--tz", "Mars"], "--tz: there is no time zone 'Mars'; expected such as Europe/Berlin"),
         (["report", "--since", "2026-02-30"], "--since '2026-02-30' is no date or moment"),
         (
@@ -556,6 +559,29 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("report", "sessions", "performance", "sql", "schema", "seal", "demo"):
         assert f"\n  {command} " in shown
     assert "..." not in shown.partition("Commands:")[2]  # every summary stands in full
+
+
+def commands(capsys: pytest.CaptureFixture[str], *group: str) -> list[list[str]]:
+    """Every command, or those of a group, as they are typed."""
+    assert main([*group, "--help"]) == 0
+    _, _, listed = capsys.readouterr().out.partition("Commands:")
+    names = re.findall(r"^  (\w+)  ", listed, re.MULTILINE)
+    return [each for name in names for each in commands(capsys, *group, name) or [[*group, name]]]
+
+
+def test_help_names_arguments_as_they_are_meant_and_no_type_of_python(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    every = commands(capsys)
+    assert {"settle", "budget set", "prices import", "sql"} <= {" ".join(command) for command in every}
+    for command in every:
+        assert main([*command, "--help"]) == 0
+        assert not re.findall(r"[<{]\w+.*|\[\[.*", capsys.readouterr().out), command
+
+    main(["settle", "--help"])
+    told = capsys.readouterr().out
+    assert told.startswith("Usage: bughive-costs settle [OPTIONS] [AMOUNT] [ATTEMPT_ID]\n")
+    assert "\n  [AMOUNT] [ATTEMPT_ID]  USD with billed; one attempt.\n" in told
 
 
 @pytest.mark.parametrize("command", ["report", "sessions", "performance", "sql", "schema"])

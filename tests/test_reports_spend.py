@@ -451,7 +451,7 @@ def test_what_a_period_means(
         (None, None, "-7d", "UTC", r"--last '-7d' is no span of time"),
         (None, None, "99999999w", "UTC", r"--last 99999999w reaches back"),
         (None, None, "999999999999999999w", "UTC", r"--last 999999999999999999w reaches back"),
-        (None, None, None, "Europe/Berln", r"--tz: there is no time zone 'Europe/Berln'; did you mean Europe/Berlin"),
+        (None, None, None, "Europe/Berln", r"no time zone 'Europe/Berln'; did you mean Europe/Berlin"),
     ],
 )  # fmt: skip
 def test_what_a_period_cannot_mean(
