@@ -21,9 +21,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value as text that loses nothing; empty for None."""
+    """A value as text that loses nothing, true and false as JSON and SQL have them; empty for None."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, Decimal):
         return f"{value:f}"
     if isinstance(value, (datetime, date, time)):

@@ -916,6 +916,31 @@ def test_a_hand_edited_state_db_is_told(made: Made, sql: str, words: str) -> Non
     assert "bughive-costs recover" in finding.remedy
 
 
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("insert into balances values ('all', '', 5, 5, 0, 0)", "all, the 15 minutes from 1970-01-01 01:15"),
+        ("update sums set spent_rest = spent_rest + 1 where scope = 'all'", "all, from ever to ever:"),
+        ("update sums set spent_rest = spent_rest + 1 where scope = 'tier'", "tier [A-Z]+, from ever"),
+        (
+            "insert into budgets values ('all', '', 'hard', null, 'UTC', null, '', 'j', 1)",
+            "hard budget of all there is: lifted in UTC",
+        ),
+        (
+            "insert into budgets values ('day', '', 'warn', 5, 'Asia/Tokyo', null, '', 'j', 1)",
+            r"warn budget of the day: \$0.000000000005 in Asia/Tokyo",
+        ),
+        (
+            "insert into budgets values ('session', '', 'hard', 5, 'UTC', null, '', 'j', 1)",
+            r"hard budget of each session: \$0.000000000005 in UTC",
+        ),
+    ],
+)
+def test_what_state_db_differs_in_is_named_as_people_know_it(made: Made, sql: str, words: str) -> None:
+    _in_state(made, sql)
+    assert re.search(f": it has {words}", the_finding(verify(made.path)).what)
+
+
 def test_a_state_db_that_sqlite_finds_broken_is_told(made: Made) -> None:
     with sqlite3.connect(made.path / "state.db") as connection:
         connection.execute("pragma writable_schema = on")

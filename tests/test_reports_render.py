@@ -234,6 +234,7 @@ def test_markdown_shows_a_name_and_makes_nothing_of_it(name: str, expected: str)
 def drawn(table: Table, width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a terminal of that width shows, without colours; no line is wider."""
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", "25")  # else rich takes a dumb terminal for one of 80 columns
     monkeypatch.setenv("TERM", "dumb")
     terminal = Terminal()
     draw(Document("", [], [table]), terminal)
@@ -266,6 +267,13 @@ def test_bars_are_drawn_in_ascii_where_a_terminal_knows_no_more() -> None:
     assert bar(0.55, 8) == "████▍"
     assert bar(0.5, 8, is_fancy=False) == "####"
     assert (bar(2.0, 4), bar(-1.0, 4), bar(0.0, 4)) == ("████", "", "")
+
+
+def test_what_is_true_is_so_in_the_words_of_json_and_sql() -> None:
+    table = Table("", [Column("is_it", "Is it", "raw")], [{"is_it": True}, {"is_it": False}, {"is_it": None}])
+
+    assert as_csv(table) == 'is_it\ntrue\nfalse\n""\n'
+    assert as_text(Document("", [], [table])).split() == ["Is", "it", "true", "false", "-"]
 
 
 def test_shares_are_for_people_and_stand_in_a_pipe_as_numbers() -> None:

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ledger.budgets import name_of
 from ledger.checks.chain import Chain
 from ledger.checks.findings import Counts, Finding, Note, Run
 from ledger.checks.journals import JournalRead
@@ -78,11 +79,11 @@ _COMPARED = {  # state.db's own figures, as the fold has them: amounts in pico, 
 }
 _LIKENESS = {
     "positions": "journal {0} is applied up to {1}, closed {2}",
-    "balances": "{0} {1}, the 15 minutes from {2:at}: {3:usd} spent, {4} attempts unpriced",
+    "balances": "{row:scope}, the 15 minutes from {2:at}: {3:usd} spent, {4} attempts unpriced",
     "request_spent": "request {0}: {1:usd} spent",
-    "sums": "{0} {1}, from {2:at} to {3:at}: {4:usd} spent, {5:usd} in doubt",
+    "sums": "{row:scope}, from {2:at} to {3:at}: {4:usd} spent, {5:usd} in doubt",
     "holds": "attempt {0}: {2:usd} held, begun in the 15 minutes from {3:at}, {4}",
-    "budgets": "{2} budget of {0} {1}: {3:usd} in {4}, by event {6} of {5}",
+    "budgets": "{row:budget}: {3:limit} in {4}, by event {6} of {5}",
     "settled": "attempt {0} is settled",
     "circuits": "the circuit of {1}, opened at {2:us}, closed {3}",
     "session_batches": "session {0} is in batch {1}",
@@ -90,12 +91,18 @@ _LIKENESS = {
 
 
 class _Words(string.Formatter):
-    """Rows of state.db in words: `usd` of an amount in pico, `at` of a quarter hour, `us` of a moment."""
+    """Rows of state.db in words: `usd` of an amount in pico, `limit` of one that is none once it is lifted,
+    `at` of a quarter hour, `us` of a moment; `scope` and `budget` of a whole row."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        """A row's value, which may be anything; amounts in full."""
-        if format_spec == "usd":
-            return "no amount" if value is None else f"${dollars(int(value)):f}"
+        """A row's value, which may be anything, or the row; amounts in full."""
+        if format_spec == "scope":
+            return " ".join(str(part) for part in value[:2] if part)
+        if format_spec == "budget":
+            return name_of(*value[:3])
+        if format_spec in ("usd", "limit"):
+            nothing = "lifted" if format_spec == "limit" else "no amount"
+            return nothing if value is None else f"${dollars(int(value)):f}"
         if value is not None and format_spec == "at":
             moment = beginning_of(value)
             return "ever" if moment is None else f"{moment:%Y-%m-%d %H:%M} UTC"
@@ -343,7 +350,7 @@ class Events:
         if not besides and not lacking:
             return
         said, should = (
-            _Words().format(_LIKENESS[table], *rows[0]) if rows else nothing
+            _Words().format(_LIKENESS[table], *rows[0], row=rows[0]) if rows else nothing
             for rows, nothing in ((besides, "nothing of what the events say"), (lacking, "nothing of it"))
         )
         what = f"{table} is not what the events make of it ({_rows(max(len(besides), len(lacking)))}):"
