@@ -35,7 +35,7 @@ _COLUMNS = (
     Column("exceeded", "Exceeded", "text", detail=True),
     Column("unpriced_attempts", "Unpriced", "count", if_any=True),
     Column("unbounded_attempts", "Unbounded", "count", if_any=True),
-    Column("gone_at", "Gone by", "minute", can_go=True),
+    Column("gone_at", "Gone by (UTC)", "minute", can_go=True),
     Column("resets_at", "Begins anew", "minute", detail=True),
     Column("set_at", "Set", "minute", detail=True),
     Column("reason", "Said by", "text", detail=True),
@@ -70,7 +70,7 @@ class BudgetList(NamedTuple):
         return Table("", _COLUMNS, self.rows)
 
     def data(self) -> list[Row]:
-        """The rows as they are; `gone_at` is null where it is not used, or cannot be told."""
+        """The rows as they are; `gone_at` is null where it is not used, used up, or cannot be told."""
         return self.rows
 
     def document(self) -> Document:
@@ -79,9 +79,8 @@ class BudgetList(NamedTuple):
             note = "no budget is set; for one: bughive-costs budget set 25 --scope day"
             return Document(self.title, [], [], note)
         over = len(self.exceeded)
-        rows = [{**row, "scope": f"each {row['scope']}"} if row["is_each"] else row for row in self.rows]
         note = f"{over} of {len(self.rows)} exceeded" if over else ""
-        return Document(f"{self.title} (UTC)", [], [Table("", _COLUMNS, rows)], note)
+        return Document(self.title, [], [Table("", _COLUMNS, list(map(_for_people, self.rows)))], note)
 
 
 class Refusal(NamedTuple):
@@ -211,6 +210,15 @@ def _row(found: Mapping[str, Any], now: datetime) -> Row:
     return row
 
 
+def _for_people(row: Row) -> Row:
+    """A row that says by itself which days it is of, and whether there is anything left to be gone."""
+    scope = f"{row['scope']} in {row['tz']}" if row["scope"] in WINDOWS else row["scope"]
+    return row | {
+        "scope": f"each {scope}" if row["is_each"] else scope,
+        "gone_at": "used up" if row["exceeded"] else row["gone_at"],
+    }
+
+
 def _window(row: Mapping[str, Any], now: datetime) -> tuple[datetime | None, datetime | None]:
     if row["scope"] not in WINDOWS:
         return None, None
@@ -221,12 +229,10 @@ def _window(row: Mapping[str, Any], now: datetime) -> tuple[datetime | None, dat
 def _gone_at(
     row: Mapping[str, Any], begins: datetime | None, ends: datetime | None, now: datetime
 ) -> datetime | None:
-    """When it is used up if all goes on as since its first attempt; None: not before it begins anew."""
+    """When it is used up if all goes on as since its first attempt; None: it is, or begins anew before."""
     since, spent = row["spent_since"] or now, row["spent_usd"]
     elapsed_us = (now - max(since, begins or since)) // timedelta(microseconds=1)
-    if row["left_usd"] <= 0:
-        return now
-    if spent <= 0 or elapsed_us <= 0:
+    if row["left_usd"] <= 0 or spent <= 0 or elapsed_us <= 0:
         return None
     left_us = MONEY.divide(MONEY.multiply(row["left_usd"], Decimal(elapsed_us)), spent)
     if left_us > 10**15:  # in thirty years

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -24,6 +25,7 @@ from ledger.settings import OwnPrice
 from ledger.verify import verify
 from reports.budgets import budget_list
 from reports.cli import main
+from reports.render import write
 
 D = Decimal
 
@@ -96,8 +98,33 @@ def test_for_people_a_budget_of_each_session_is_told_from_that_of_one(
     assert {row["scope"] for row in said(capsys, "budget", "list", *at)} == {"session"}
     assert main(["budget", "list", *at]) == 0
     title, _, _, *rows = capsys.readouterr().out.splitlines()
-    assert title == "Budgets (UTC)"
+    assert title == "Budgets"
     assert sorted(row.split("s-1")[0].strip() for row in rows) == ["each session", "session"]
+
+
+def test_a_day_is_named_with_the_zone_it_is_of_and_a_moment_with_its_own(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
+        ledger.set_budget(Budget("day", None, D("5"), tz="Pacific/Kiritimati"))
+        ledger.set_budget(Budget("month", None, D("5")))
+    now = datetime(2026, 11, 30, 23, 30, tzinfo=UTC)  # there it is December, as it is 14 hours later
+    write(budget_list(path, now=now), "markdown", sys.stdout)
+    title, _, heads, _, day, month = capsys.readouterr().out.splitlines()
+    assert (title, heads.endswith("| Gone by (UTC) |")) == ("# Budgets", True)
+    assert day.startswith("| day in Pacific/Kiritimati | 2026-12-01 |")
+    assert month.startswith("| month in UTC | 2026-11 |")
+    assert [row["scope_id"] for row in budget_list(path, now=now).rows] == ["2026-12-01", "2026-11"]
+
+
+def test_a_budget_that_is_used_up_says_so_and_names_no_moment(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--ledger", str(path))
+    [row] = said(capsys, "budget", "set", "0.004", "--scope", "all", *at)
+    assert (row["exceeded"], row["gone_at"]) == (True, None)
+    assert main(["budget", "list", *at]) == 0
+    assert capsys.readouterr().out.splitlines()[3].endswith("  used up")
 
 
 def test_a_time_zone_is_known_in_any_case_and_kept_by_its_name(
