@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.money import MONEY, dollars, pico
 from reports.keys import keys
-from reports.options import Period, before, shown_period
+from reports.options import Period, before, nothing_in, shown_period
 from reports.performance import COLUMNS, figures_of
 from reports.render import Column, Document, Kind, Table, shown
 from reports.resampling import CONFIDENCE, POINTS, RESAMPLES, Quantile, Ratio, interval
@@ -92,20 +92,27 @@ class Comparison(NamedTuple):
         return Table("", columns, rows)
 
     def document(self) -> Document:
-        """For people: a table per group, without figures that neither period knows."""
+        """For people: a table per group, without figures that neither period knows; where no model was
+        asked before, the title says so, and the figures stand alone."""
+        has_before = any(
+            change.before is not None for changes in self.changes.values() for change in changes.values()
+        )
         tables = [
             Table(
                 " · ".join(shown(self._named(group)[key], "text") for key in self.by),
-                _COLUMNS,
+                _COLUMNS if has_before else _COLUMNS_ALONE,
                 _rows(changes),
             )
             for group, changes in self.changes.items()
         ]
-        title = f"Performance{shown_period(self.period, self.tz)} against the same length of time before"
+        title = f"Performance{shown_period(self.period, self.tz)}"
+        if not tables:
+            asked = nothing_in(self.period, self.tz, "no model was asked")
+            return Document(title, [], [], f"{asked}, nor in the same length of time before")
+        if not has_before:
+            return Document(f"{title}; no model was asked in the same length of time before", [], tables)
         note = f"* chance alone hardly explains it: the {CONFIDENCE:.0%} bootstrap interval excludes zero"
-        if all(change.before is None for changes in self.changes.values() for change in changes.values()):
-            note = "nothing was asked in the time before, so there is nothing to compare with"
-        return Document(title, [], tables, note)
+        return Document(f"{title} against the same length of time before", [], tables, note)
 
     def _named(self, group: Group) -> dict[str, Any]:
         return dict(zip(told_by_keys(self.by), group, strict=True))
@@ -120,6 +127,7 @@ _COLUMNS = (
     Column("high", "To", "number"),
     Column("mark", "", "text"),
 )
+_COLUMNS_ALONE = tuple(column for column in _COLUMNS if column.name in ("figure", "now"))
 
 
 def _rows(changes: Mapping[str, Change]) -> list[dict[str, Any]]:

@@ -82,6 +82,11 @@ def shown_period(within: Period, tz: str) -> str:
     return f" {bounds} ({tz})" if bounds else f" ({tz})"
 
 
+def nothing_in(within: Period, tz: str, what: str) -> str:
+    """The line that stands where a table would have no rows."""
+    return f"{what} yet" if within == ALL_TIME else f"{what}{shown_period(within, tz)}"
+
+
 def in_period(within: Period) -> tuple[str, dict[str, str]]:
     """An SQL condition on started_at, and its parameters."""
     bounds = {"since": (">=", within.since), "until": ("<", within.until)}

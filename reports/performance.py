@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ledger.money import MONEY, usd
 from reports.keys import keys, titled
-from reports.options import ALL_TIME, Period, shown_period
+from reports.options import ALL_TIME, Period, nothing_in, shown_period
 from reports.render import Column, Document, Table, harmless, rfc3339
 from reports.tally import Figures, Tally, reading, told_by_keys
 
@@ -77,8 +77,11 @@ class Performance(NamedTuple):
 
     def document(self) -> Document:
         """The list for people; latencies are of answered attempts."""
+        title = f"Performance{shown_period(self.period, self.tz)}"
+        if not self.rows:
+            return Document(title, [], [], nothing_in(self.period, self.tz, "no model was asked"))
         tables = [self.table(), *([_table(*self.tasks, ("task",))] if self.tasks[0] else [])]
-        return Document(f"Performance{shown_period(self.period, self.tz)}", [], tables)
+        return Document(title, [], tables)
 
 
 def performance_report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.reader import connect, sums_alone
-from reports.options import ALL_TIME, Period
+from reports.options import ALL_TIME, Period, nothing_in, shown_period
 from reports.render import Column, Document, Table, rfc3339
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Sessions(NamedTuple):
     rows: list[dict[str, Any]]
     in_all: int
     total: dict[str, Any]
+    period: Period
     tz: str
 
     def table(self) -> Table:
@@ -66,12 +67,14 @@ class Sessions(NamedTuple):
 
     def document(self) -> Document:
         """The list for people."""
+        title = f"Sessions{'' if self.period == ALL_TIME else ' begun'}{shown_period(self.period, self.tz)}"
+        if not self.rows:
+            return Document(title, [], [], nothing_in(self.period, self.tz, "no session began"))
         hidden = self.in_all - len(self.rows)
         note = f"and {hidden:,} earlier; --limit 0 shows all" if hidden else ""
         label = f"Total of all {self.in_all:,}" if hidden else "Total"
         total = self.total | {"session_id": label, "first_at": "", "last_at": ""}
-        table = Table("", _COLUMNS, self.rows, total if self.rows else None)
-        return Document(f"Sessions ({self.tz})", [], [table], note)
+        return Document(title, [], [Table("", _COLUMNS, self.rows, total)], note)
 
 
 def sessions_report(
@@ -106,7 +109,7 @@ def sessions_report(
     found = [dict(zip(names, row, strict=True)) for row in rows]
     for session in found:
         session.update({name: rfc3339(session[name]) for name in _MOMENTS})
-    return Sessions(found, in_all, dict(zip(_SUMMED, total, strict=True)), tz)
+    return Sessions(found, in_all, dict(zip(_SUMMED, total, strict=True)), period, tz)
 
 
 def _as_text(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ledger.errors import NoSuchSession
 from ledger.reader import connect, sums_alone, tier_rank
 from reports.keys import IN_TIME, grouped_sql, key_value, keys, shown_sql, titled
-from reports.options import ALL_TIME, Period, in_period, time_zone
+from reports.options import ALL_TIME, Period, in_period, nothing_in, shown_period, time_zone
 from reports.render import Column, Document, Fact, Table, harmless, shown
 
 if TYPE_CHECKING:
@@ -146,10 +146,14 @@ class Spend(NamedTuple):
 
     def document(self) -> Document:
         """The report for people."""
+        title = "All sessions" if self.session_id is None else f"Session {self.session_id}"
+        if self.period != ALL_TIME:
+            title += shown_period(self.period, self.tz)
+        if not self.by_tier:
+            return Document(title, self._facts(), [], nothing_in(self.period, self.tz, "nothing was asked"))
         tables = [self.table()]
         if not self.by:
             tables.append(_table(self.by_model, self.total, ("model",)))
-        title = "All sessions" if self.session_id is None else f"Session {self.session_id}"
         return Document(title, self._facts(), tables)
 
     def _facts(self) -> list[Fact]:

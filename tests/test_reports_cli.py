@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 from played import History
 
+from ledger.ledger import Ledger
 from ledger.reader import VIEWS, session_ids
 from reports import adhoc, cli
 from reports.cli import main
@@ -348,6 +349,42 @@ def test_a_session_outside_the_period_has_cost_nothing_there(
     report = json.loads(capsys.readouterr().out)
 
     assert (report["requests"], report["cost_usd"]) == (0, "0.000000000000")
+
+
+@pytest.mark.parametrize("format", ["table", "markdown"])
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        (["report"], "All sessions from"),
+        (["report", "--session", "crawl_1"], "Session crawl_1 from"),
+        (["sessions"], "Sessions begun from"),
+        (["performance"], "Performance from"),
+    ],
+)
+def test_a_table_says_of_which_period_it_is(
+    words: list[str], title: str, format: str, ledger: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    within = ["--since", "2026-11-22", "--until", "2026-11-23T01:30", "--tz", "Asia/Tokyo"]
+    assert main([*words, *within, "--ledger", ledger, "--format", format]) == 0
+    told = capsys.readouterr().out.splitlines()[0].removeprefix("# ")
+    assert told == f"{title} 2026-11-22 00:00 until 2026-11-23 01:30 (Asia/Tokyo)"
+
+
+@pytest.mark.parametrize("command", ["report", "sessions", "performance"])
+def test_an_empty_ledger_is_told_in_a_line_and_not_in_heads_of_columns(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Ledger.open(tmp_path / "ledger", "process-crash", auto_seal=False):
+        pass
+    for within in ([], ["--until", "2026-11-01"]):
+        assert main([command, "--ledger", str(tmp_path / "ledger"), *within]) == 0
+        told = capsys.readouterr().out
+        when = "until 2026-11-01 00:00 (UTC)" if within else "yet"
+        assert re.search(
+            f"\n\n(nothing was asked|no session began|no model was asked) {re.escape(when)}\n$", told
+        )
+        assert "Model " not in told
+        assert "Session " not in told
 
 
 def test_the_table_of_a_report_ends_in_its_total(ledger: str, capsys: pytest.CaptureFixture[str]) -> None:

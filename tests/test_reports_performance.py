@@ -343,7 +343,33 @@ def test_where_nothing_was_asked_before_a_comparison_says_so(
 ) -> None:
     first = ["--since", "2026-11-22", "--until", "2026-11-25", "--compare", "previous"]
     assert main(["performance", "--ledger", slower, *first]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("nothing was asked in the time before")
+    title, _, model, heads, *_ = capsys.readouterr().out.splitlines()
+    assert title == (
+        "Performance from 2026-11-22 00:00 until 2026-11-25 00:00 (UTC);"
+        " no model was asked in the same length of time before"
+    )
+    assert (model, heads.split()) == (CHAT, ["Figure", "Now"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no model was asked until 2020-01-01 00:00 (Europe/Berlin)"),
+        (
+            ["--since", "2019-12-31", "--compare", "previous"],
+            "no model was asked from 2019-12-31 00:00 until 2020-01-01 00:00 (Europe/Berlin),"
+            " nor in the same length of time before",
+        ),
+    ],
+)
+def test_where_there_is_nothing_a_line_says_so_and_no_table_is_headed(
+    words: list[str], told: str, slower: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    within = ["--until", "2020-01-01", "--tz", "Europe/Berlin", *words]
+    assert main(["performance", "--ledger", slower, *within]) == 0
+    title, *rest = capsys.readouterr().out.splitlines()
+    assert title.startswith("Performance ")
+    assert rest == ["", told]
 
 
 @pytest.mark.parametrize(
