@@ -1,23 +1,27 @@
 """Reports drawn on a terminal with rich, which keeps to NO_COLOR.
 
-A table takes the width there is. Texts are folded where it is short; numbers never are, as part of one
-is another. Columns that can go do, and are named; a table that still is too wide is broken into several.
+A table takes the width there is. Texts are folded where it is short, between words or else between the
+parts of a name; numbers never are, as part of one is another. Columns that can go do, and are named; a
+table that still is too wide is broken into several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 from reports.render import Column, Document, Table, harmless, width_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.measure import Measurement
     from rich.text import Text
 
 _GAP = 2
 _FOLDED_TO = 12  # the narrowest a text becomes
 _BAR_CELLS = range(3, 25)
+_BETWEEN = (re.compile(r"(?<= )"), re.compile(r"(?<=[_/-])|(?<=[.:])(?!\d)"))  # words, parts of names
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -32,8 +36,12 @@ class _Drawn(NamedTuple):
     def least_width(self) -> int:
         """The narrowest it may become: numbers and moments whole, texts to a dozen characters."""
         titles = max(map(width_of, self.title_lines), default=1)
-        is_whole = self.column.whole or self.column.kind not in ("text", "raw")
-        return max(titles, self.full_width if is_whole else min(self.full_width, _FOLDED_TO))
+        return max(titles, self.full_width if self.is_whole else min(self.full_width, _FOLDED_TO))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its cells are never folded."""
+        return self.column.whole or self.column.kind not in ("text", "raw")
 
     @property
     def title_lines(self) -> list[str]:
@@ -45,6 +53,43 @@ class _Drawn(NamedTuple):
     def full_width(self) -> int:
         """That of its widest cell."""
         return max(map(width_of, self.cells), default=1)
+
+
+class _Foldable(NamedTuple):
+    """A text as a table takes it, which decides how narrow it is drawn."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        width = width_of(self.text)
+        return Measurement(min(width, _FOLDED_TO), width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from rich.text import Text
+
+        for line in folded(self.text, options.max_width):
+            yield Text(line.rstrip(), overflow="fold")
+
+
+def folded(text: str, width: int, between: Sequence[re.Pattern[str]] = _BETWEEN) -> list[str]:
+    """A text in lines of at most so many cells, but for spaces at their ends.
+
+    Words stay whole where they fit, else the parts of their names do.
+
+    >>> folded("validate_critical_bug of qwen-2.5-32b", 12)
+    ['validate_', 'critical_bug ', 'of ', 'qwen-2.5-32b']
+    """
+    if width_of(text.rstrip()) <= width:
+        return [text]
+    lines = [""]
+    for piece in between[0].split(text) if between else text:
+        if width_of((lines[-1] + piece).rstrip()) <= width:
+            lines[-1] += piece
+        else:
+            lines += folded(piece, width, between[1:]) if between else [piece]
+    return [line for line in lines if line]
 
 
 def draw(document: Document, out: TextIO) -> None:
@@ -159,11 +204,13 @@ def _room_for_bars(columns: Sequence[_Drawn], width: int) -> int:
     return min(room, _BAR_CELLS[-1]) if room >= _BAR_CELLS[0] else 0
 
 
-def _cell(of: _Drawn, row: int, bar_cells: int, is_fancy: bool) -> Text:
+def _cell(of: _Drawn, row: int, bar_cells: int, is_fancy: bool) -> Text | _Foldable:
     """A share is a number, and a bar where there is room for one."""
     from rich.text import Text
 
     value, shown = of.values[row], of.cells[row]
+    if not of.is_whole:
+        return _Foldable(shown)
     if of.column.kind != "bar" or not isinstance(value, float):
         return Text(shown)
     if not bar_cells:

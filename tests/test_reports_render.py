@@ -25,9 +25,10 @@ from reports.render import (
     harmless,
     rfc3339,
     shown,
+    width_of,
     write,
 )
-from reports.terminal import bar, draw
+from reports.terminal import bar, draw, folded
 
 COLUMNS = (
     Column("name", "Name", "text"),
@@ -307,6 +308,36 @@ def test_what_can_go_does_where_that_makes_room_and_only_then(monkeypatch: pytes
 
     assert [line.count("123") for line in drawn(table, 40, monkeypatch) if "FAST" in line] == [2]
     assert [line.count("123") for line in drawn(table, 25, monkeypatch) if "FAST" in line] == [1, 1, 1, 1]
+
+
+def test_a_name_is_folded_between_its_parts_where_it_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [
+        "validate_critical_bug",
+        "qwen/qwen-2.5-32b-instruct",
+        "0123456789abcdef0123",
+        "to be read at 10:30:00",
+        "漢字漢字漢字漢字",
+    ]
+    table = Table("", COLUMNS[:1], [{"name": name} for name in names])
+
+    assert drawn(table, 14, monkeypatch)[3:-1] == [
+        *("validate_", "critical_bug"),
+        *("qwen/qwen-2.5-", "32b-instruct"),
+        *("0123456789abcd", "ef0123"),
+        *("to be read at", "10:30:00"),
+        *("漢字漢字漢字漢", "字"),
+    ]
+
+
+@given(st.text(st.sampled_from("ab_-/.: 漢")), st.integers(2, 12))
+def test_what_is_folded_is_whole_and_no_line_too_wide(text: str, width: int) -> None:
+    lines = folded(text, width)
+    assert "".join(lines) == text
+    assert all(width_of(line.rstrip()) <= width for line in lines)
+
+
+def test_a_number_within_a_name_is_folded_at_no_point() -> None:
+    assert folded("qwen/qwen-2.5-32b", 12) == ["qwen/qwen-", "2.5-32b"]
 
 
 def test_what_went_for_want_of_width_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
