@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
-from pydantic_core import from_json
+from pydantic_core import PydanticSerializationError, from_json
 
 from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import plain_text, rfc3339
@@ -28,6 +28,7 @@ from ledger.schema import SCHEMA_VERSION
 
 _MOMENT = b'"occurred_at":"'
 _LAST_LINES_BYTES = 4_096
+_INTERRUPTED = "`: KeyboardInterrupt: "  # by pydantic, of a Ctrl-C while it calls a function of ours
 CHECK_BYTES = len(',"check":"0123456789abcdef"}')
 
 
@@ -225,7 +226,12 @@ def stamped_line(journal_id: str, seq: int, occurred_at: datetime, event: BaseMo
 
 def facts_of(event: BaseModel) -> bytes:
     """An event's own fields as they go into its line, without the opening brace."""
-    return event.__pydantic_serializer__.to_json(event, exclude_none=True, ensure_ascii=True)[1:-1]
+    try:
+        return event.__pydantic_serializer__.to_json(event, exclude_none=True, ensure_ascii=True)[1:-1]
+    except PydanticSerializationError as error:
+        if _INTERRUPTED in str(error):  # it keeps no other trace of what it caught
+            raise KeyboardInterrupt from error
+        raise
 
 
 def numbered(head: bytes, seq: int, occurred_at: bytes, facts: bytes) -> bytes:

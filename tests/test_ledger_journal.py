@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,34 @@ def test_one_commit_has_one_moment_and_is_written_with_one_check_a_line(
     moments = {datetime.fromisoformat(record["occurred_at"]) for record in records if record}
     assert moments == {occurred_at}
     assert read_line(lines[1].replace(b"s-1", b"s-2")) is None
+
+
+class _Hindered(Decimal):
+    """An amount that cannot be written down undisturbed."""
+
+    def __format__(self, spec: str, context: object = None) -> str:
+        return self.hindrance()
+
+    def hindrance(self) -> str:
+        raise ValueError("`: a Ctrl-C would be a KeyboardInterrupt: this is none")
+
+
+class _InterruptedByCtrlC(_Hindered):
+    def hindrance(self) -> str:
+        signal.raise_signal(signal.SIGINT)  # its handler runs before this returns
+        raise AssertionError("it was not interrupted")
+
+
+def test_a_ctrl_c_while_an_event_is_written_down_is_one_to_the_caller(
+    make_journal: Callable[..., Journal], tmp_path: Path
+) -> None:
+    journal = make_journal()
+    for amount, raised in ((_InterruptedByCtrlC(1), KeyboardInterrupt), (_Hindered(1), ValueError)):
+        hindered = started().model_copy(update={"reserved_usd": amount})
+        with pytest.raises(raised):
+            journal.append([received(), hindered])
+    journal.append([received(), started()])
+    assert types_of(journal, tmp_path) == ["journal_opened", "request_received", "attempt_started"]
 
 
 def test_files_are_private(make_journal: Callable[..., Journal]) -> None:
