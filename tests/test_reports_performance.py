@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from ledger.events import CircuitOpened
 from ledger.reader import connect
 from reports.cli import main
 from reports.comparison import comparison_report
-from reports.options import Period, UsageError
+from reports.options import ALL_TIME, Period, UsageError
 from reports.performance import performance_report
 from reports.resampling import Quantile, Ratio, interval
+from reports.tally import Tally, reading
 
 CHAT, QWEN, QWEN_72B = (ROUTES[tier][1] for tier in ("REASONING", "FAST", "GENERAL"))
 HISTORY = """
@@ -85,6 +87,21 @@ def test_latency_and_speed_are_those_of_answers(ledger: str) -> None:
     assert picked(chat, "latency_ms_p50", "latency_ms_p95", "latency_ms_p99") == (1500, 1770, 1794)
     assert chat["tokens_per_s"] == 600 / 3.0
     assert picked(chat, "first_token_ms_p50", "first_token_ms_p95") == (None, None)  # nothing was streamed
+
+
+def test_a_total_is_the_same_in_whatever_order_its_groups_come(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    for task, ms in (("analyze_page", 0.1), ("classify_bug", 0.2), ("format_ticket", 0.3)):
+        history.play(f"""
+            session=s-1 task={task}
+                REASONING   ok   in=1 out=1 ms={ms}
+        """)
+    history.close()
+    with reading(history.path, "UTC", False) as connection:
+        tally = Tally(connection, ("task",), ALL_TIME)
+        totals = [tally.total(groups)["timed_ms"] for groups in permutations(tally.sums())]
+
+    assert totals == [0.6] * 6  # while 0.1 + 0.2 + 0.3 is 0.6000000000000001
 
 
 def test_money_is_exact_and_what_is_not_known_is_none(ledger: str) -> None:
