@@ -64,7 +64,7 @@ class AmountCommand(PlainCommand):
         """As PlainCommand. Raises UsageError for a negative amount that is not an option's value."""
         take_a_value = {name for param in self.get_params(ctx) if not _is_flag(param) for name in param.opts}
         for before, word in pairwise(["", *args]):
-            if before not in take_a_value and re.fullmatch(r"-\$?[\d.,]+", word):
+            if before not in take_a_value and re.match(r"-\$?\.?\d", word):
                 raise UsageError(f"an amount of USD is from 0 to below 1,000,000, not {word}")
         return super().parse_args(ctx, args)
 

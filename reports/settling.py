@@ -22,7 +22,7 @@ _COLUMNS = (
     Column("session_id", "Session", "text"),
     Column("tier", "Tier", "text"),
     Column("model", "Model", "text", detail=True),
-    Column("started_at", "Started", "minute"),
+    Column("started_at", "Started (UTC)", "minute"),
     Column("billing", "Settled as", "text"),
     Column("billed_cost_usd", "Cost", "usd"),
 )
