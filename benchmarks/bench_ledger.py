@@ -265,7 +265,8 @@ def read_first(path: Path, rounds: int) -> None:
 
     Once with the views that a report asks for, and once with all views over all columns.
     """
-    from ledger.reader import VIEWS, connect
+    from ledger.reader import connect
+    from ledger.relations import VIEWS
 
     events = [json.loads(line) for line in lines_of(path)]
     sessions = {event["session_id"] for event in events if "session_id" in event}

@@ -11,7 +11,7 @@ Sizes are millions of events. Of each, in processes of their own so that memory 
 - what each day cost, over a million calls: at least 5 × faster than DuckDB over the same as JSON lines.
 
 Results are checked first: against plain SQL over the events, settlements included. The ledgers are made
-in data/bench (some 49 bytes an event, and 18 in the one file) and removed again, unless told to keep them.
+in data/bench (some 47 bytes an event, and 15 in the one file) and removed again, unless told to keep them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from functools import cache
 from typing import NamedTuple
 
 from ledger.billing import BILLING_RULES
-from ledger.reader import RELATIONS, VIEWS, view_columns, view_sql
+from ledger.relations import RELATIONS, VIEWS, sql_file, view_columns
 from ledger.schema import COLUMNS, SQL_TYPES
 
 _INTRODUCTION = """\
@@ -104,7 +104,7 @@ def _types() -> dict[str, dict[str, str]]:
     with duckdb.connect() as connection:
         connection.execute(f"create table events ({fields})")
         for name in RELATIONS[1:]:
-            connection.execute(f"create view {name} as {view_sql(name)}")
+            connection.execute(f"create view {name} as {sql_file(name)}")
         return {
             name: {
                 column: str(kind) for column, kind, *_ in connection.execute(f"describe {name}").fetchall()
@@ -136,7 +136,7 @@ def _billing_rules() -> str:
 
 
 def _header(view: str) -> list[str]:
-    lines = view_sql(view).splitlines()
+    lines = sql_file(view).splitlines()
     end = next(number for number, line in enumerate(lines) if not line.startswith("--"))
     return [line.removeprefix("-- ") for line in lines[:end]]
 

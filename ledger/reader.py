@@ -12,67 +12,24 @@ imported by writers too: duckdb and polars load when something is read.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
 from ledger.errors import DamagedLedger, LedgerError, nearest
 from ledger.files import refuse_symlinks
-from ledger.schema import COLUMNS, NO_SEGMENT, SCHEMA_VERSION, SQL_TYPES, TIER_ORDER, Column, arrow_schema
+from ledger.relations import VIEWS, Holds, columns_for, fields_of_a_line, quoted, sql_file, statements
+from ledger.schema import COLUMNS, NO_SEGMENT, SCHEMA_VERSION, TIER_ORDER, Column, arrow_schema
+from ledger.session_index import batches_of_session, indexed_batch, sessions_beginning
 
 if TYPE_CHECKING:
-    import apsw
     import duckdb
     import polars as pl
 
-_T = TypeVar("_T")
-
-VIEWS = (  # each reads only those before it
-    "events",
-    "attempts",
-    "requests",
-    "sessions",
-    "tier_breakdown",
-    "model_performance",
-    "daily_spend",
-    "budget_status",
-    "in_doubt",
-    "fallbacks",
-)
-_TABLES = ("ledger_settled", "ledger_open")  # few rows, read anew by all that reads attempts
-_LOWER = (
-    "events",
-    *_TABLES,
-    "ledger_attempts",
-    "ledger_bounded",
-    "ledger_requests",
-    "ledger_failed",
-    "attempts",
-    "requests",
-)  # others read them
-RELATIONS = (*_LOWER, *(view for view in VIEWS if view not in _LOWER))  # each reads only those before it
-_MANY_EVENTS = 1_000_000  # from there on it pays to look which attempts are settled
-_OF_MANY_EVENTS = "\n    union all by name  -- of many events\n"
-_SEE_WHAT_IS_SETTLED = """\
-set variable ledger_answers_are_settled = (
-    select count(*) > (
-        select count(distinct attempt_id)
-        from events
-        where event_type between 'attempt_abandoned' and 'attempt_failed'  -- all outcomes but answers
-            and attempt_id in (select attempt_id from ledger_settled)
-    )
-    from ledger_settled
-);
-"""
-_IDENTITY = ("journal_id", "seq", "schema_version")  # with which each line begins
-_CHECK = Column("check", "text", "of the line")
-_FOLDER = Path(__file__).with_name("views")
+_MANY_EVENTS = 1_000_000  # from there on it pays to look first at what is settled, and what is unfinished
 _HANDLES_AT_LEAST = 8
 _MEMORY_FOR_SUMS = "500MB"
 _SNAPSHOT_TRIES = 20  # a journal may be sealed and removed between its listing and its reading, in each try
@@ -110,12 +67,12 @@ def connect(
         _read_ahead_less(connection)
         connection.execute("set parquet_metadata_cache = true")  # views read segments more than once
         _set_time_zone(connection, tz)
-        _set_variables(connection, root, session_id, allow_damage, _columns_for(tuple(views)))
+        _set_variables(connection, root, session_id, allow_damage, columns_for(tuple(views)))
         _take_snapshot(connection, root)
         _check_segments(connection, root, allow_damage)
         if not allow_damage:
             _check_manifest_end(connection, root)
-        _make_views(connection, root, views, stored=session_id is not None)
+        _make_views(connection, root, views)
     except BaseException:
         connection.close()
         raise
@@ -139,11 +96,11 @@ def ledger_sql(path: str | Path) -> str:
             "",
             "set TimeZone = 'UTC';",
             f"set variable ledger_path = coalesce(getvariable('ledger_at'), {place});",
-            f"set variable ledger_fields = {quoted(_fields(COLUMNS))};",
+            f"set variable ledger_fields = {quoted(fields_of_a_line(COLUMNS))};",
             f"set variable ledger_schema_version = {SCHEMA_VERSION};",
             "",
-            _sql_file("snapshot"),
-            *_view_statements(VIEWS, {}),
+            sql_file("snapshot"),
+            *statements(VIEWS),
         ]
     )
 
@@ -257,27 +214,14 @@ def session_ids(path: str | Path, beginning: str, most: int) -> list[str]:
             [beginning, most],
         ).fetchall()
 
-    def ask(state: apsw.Connection) -> list[str]:
-        after_all = beginning + chr(0x10FFFF)
-        indexed = state.execute(
-            "select distinct session_id from session_batches where session_id between ? and ?"
-            " order by session_id limit ?",
-            (beginning, after_all, most),
-        )
-        return [str(name) for (name,) in indexed]
-
-    return sorted({name for (name,) in found} | set(_asked_of_state(existing_ledger(path), ask) or []))[:most]
+    indexed = sessions_beginning(existing_ledger(path), beginning, most)
+    return sorted({name for (name,) in found} | set(indexed))[:most]
 
 
 def tier_rank(tier: str | None) -> tuple[int, str]:
     """A key that sorts tiers in their order; unknown ones after them by name, None last."""
     known = TIER_ORDER.index(tier) if tier in TIER_ORDER else len(TIER_ORDER)
     return (known if tier is not None else len(TIER_ORDER) + 1, tier or "")
-
-
-def view_sql(name: str) -> str:
-    """The text of a view's file, its header included."""
-    return _sql_file(name)
 
 
 # the snapshot
@@ -332,14 +276,14 @@ def _set_variables(
     columns: Sequence[Column],
 ) -> None:
     connection.execute("set variable ledger_path = ?", [str(root)])
-    connection.execute("set variable ledger_fields = ?", [_fields(columns)])
+    connection.execute("set variable ledger_fields = ?", [fields_of_a_line(columns)])
     connection.execute("set variable ledger_schema_version = ?", [SCHEMA_VERSION])
     if allow_damage:
         connection.execute("set variable ledger_allow_damage = true")
     if session_id is None:
         return
     connection.execute("set variable ledger_session = ?", [session_id])
-    if held := _batches_of_session(root, session_id):
+    if held := batches_of_session(root, session_id):
         connection.execute("set variable ledger_batches = ?::bigint[]", [held.batches])
         connection.execute("set variable ledger_indexed_batch = ?", [held.indexed_batch])
         connection.execute("set variable ledger_indexed_sha256 = ?", [held.indexed_sha256])
@@ -350,7 +294,7 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 
     for tries_left in reversed(range(_SNAPSHOT_TRIES)):
         try:
-            connection.execute(_sql_file("snapshot"))
+            connection.execute(sql_file("snapshot"))
             return
         except duckdb.IOException as error:
             if not tries_left:
@@ -387,10 +331,10 @@ def _check_manifest_end(connection: duckdb.DuckDBPyConnection, root: Path) -> No
     ).fetchall()
     if seen <= listed:
         return
-    indexed_batch = _asked_of_state(root, _indexed_batch) or 0
+    indexed = indexed_batch(root) or 0
     manifest = root / "manifest.jsonl"
     lines = manifest.read_bytes().count(b"\n") if manifest.exists() else 0
-    if indexed_batch > lines:
+    if indexed > lines:
         raise DamagedLedger(
             f"{manifest} has lost its end: {seen} segments stand in events, and only {lines} are listed;"
             " bughive-costs seal lists them again"
@@ -410,230 +354,32 @@ def _segments_of(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return list(segments)
 
 
-def _make_views(
-    connection: duckdb.DuckDBPyConnection, root: Path, views: Sequence[str], stored: bool
-) -> None:
+def _make_views(connection: duckdb.DuckDBPyConnection, root: Path, views: Sequence[str]) -> None:
     import duckdb
 
     try:
-        there = {"events": _events_there(connection), "ledger_attempts": _attempts_there(connection)}
-        for statement in _view_statements(views, there, stored):
+        holds, is_of_one_session = _what_it_holds(connection)
+        for statement in statements(views, holds, stored=is_of_one_session):
             connection.execute(statement)
     except duckdb.IOException as error:
         raise DamagedLedger(f"{root} cannot be read: {first_words(error)}") from error
 
 
-def _events_there(connection: duckdb.DuckDBPyConnection) -> str:
-    """The text of `events` without segments of a kind that there are none of: each part costs time."""
-    ((older,),) = connection.execute("select getvariable('ledger_older_segments')").fetchall()
-    segments = [path for path in _segments_of(connection) if not path.endswith(NO_SEGMENT)]
-    are_older = {path in older for path in segments}
-    union = "\n    union all by name\n"
-    recorded, shown = _sql_file("events").split("\n)\n")
-    journals, of_newest_schema, of_older = recorded.split(union)
-    parts = [journals, *[of_newest_schema] * (False in are_older), *[of_older] * (True in are_older)]
-    return f"{union.join(parts)}\n)\n{shown}"
-
-
-def _attempts_there(connection: duckdb.DuckDBPyConnection) -> str:
-    """The text of `ledger_attempts` without its part of many events, where there are few."""
-    whole = _sql_file("ledger_attempts")
-    ((events,),) = connection.execute("select coalesce(sum(rows), 0) from ledger_manifest").fetchall()
-    if events >= _MANY_EVENTS:
-        return whole
-    joined, alone = whole.split(_OF_MANY_EVENTS)
-    return joined + alone[alone.index("\n),\n") :]
-
-
-def _view_statements(views: Sequence[str], texts: Mapping[str, str], stored: bool = False) -> list[str]:
-    """What makes the views, some with other texts than their files have.
-
-    `stored`: the first as tables, which is faster where there are few rows.
-
-    DuckDB works out all that a view reads when it is made, down to the segments, and so again for each
-    view above it. So what many read is an empty table for a while, once the tables of rows are there,
-    and its view is made again at the end, the lowest last of all.
-    """
-    columns = _columns_for(tuple(views))
-    wanted = _with_what_they_read(views)
-    are_tables = _LOWER if stored else _TABLES
-    made = {
-        name: _view_statement(name, columns, texts, "table" if name in are_tables else "view")
-        for name in wanted
-    }
-    low = [] if stored else [name for name in _read_by_many(wanted) if name not in _TABLES]
-    has_part_for_answers = _OF_MANY_EVENTS in made.get("ledger_attempts", "") and not stored
-    first = [name for name in wanted if name in ("events", *_TABLES)]
-    return [
-        *(made[name] for name in first),
-        *[_SEE_WHAT_IS_SETTLED] * has_part_for_answers,
-        *(_stand_in(name, texts) for name in low if name in first),
-        *(_stand_in(name, texts) if name in low else made[name] for name in wanted if name not in first),
-        *(made[name] for name in reversed(low)),
-        *(f"drop table {_columns_of(name)};\n" for name in low),
-    ]
-
-
-def _with_what_they_read(views: Iterable[str]) -> list[str]:
-    """Views and all that they read; each after what it reads."""
-    wanted = set(views)
-    for name in reversed(RELATIONS):
-        if name in wanted:
-            wanted.update(_read_by(name))
-    return [name for name in RELATIONS if name in wanted]
-
-
-def _read_by(name: str) -> set[str]:
-    """What a view reads, by its header."""
-    reads = re.search(r"  Reads: (.+)\.$", _sql_file(name), re.MULTILINE)
-    return set(re.findall(r"\w+", reads[1])).intersection(RELATIONS) if reads else set()
-
-
-def _read_by_many(names: Sequence[str]) -> list[str]:
-    """Those that more than two of the others read."""
-    readers = Counter(read for name in names for read in _read_by(name))
-    return [name for name in names if readers[name] > 2]
-
-
-def _stand_in(view: str, texts: Mapping[str, str]) -> str:
-    """An empty table with a view's columns, under its name."""
-    rows = "from ledger_journal_events" if view == "events" else _text(view, texts)
-    return (
-        f"create or replace temp table {_columns_of(view)} as\n{rows}\nwith no data;\n"
-        f"create or replace temp view {view} as from {_columns_of(view)};\n"
+def _what_it_holds(connection: duckdb.DuckDBPyConnection) -> tuple[Holds, bool]:
+    """What a snapshot holds, and whether that is of one session alone."""
+    ((older, events, every_request_is_asked, is_of_one_session),) = connection.execute(
+        "select getvariable('ledger_older_segments'), coalesce(sum(rows), 0),"
+        " getvariable('ledger_asks_every_request')::boolean, getvariable('ledger_session') is not null"
+        " from ledger_manifest"
+    ).fetchall()
+    are_older = {path in older for path in _segments_of(connection) if not path.endswith(NO_SEGMENT)}
+    holds = Holds(
+        new_segments=False in are_older,
+        segments_of_older_schemas=True in are_older,
+        many_events=events >= _MANY_EVENTS and not is_of_one_session,
+        every_request_is_asked=every_request_is_asked,
     )
-
-
-def _columns_of(view: str) -> str:
-    return f"ledger_columns_of_{view}"
-
-
-# which segments hold a session
-
-
-class _Held(NamedTuple):
-    """The batches up to `indexed_batch` that hold a session; of later ones it is not known.
-
-    `indexed_sha256` is that batch's: with another one in the manifest, this says nothing of it.
-    """
-
-    batches: list[int]
-    indexed_batch: int
-    indexed_sha256: str
-
-
-def _batches_of_session(root: Path, session_id: str) -> _Held | None:
-    """Which batches to open; None where state.db does not say: then all are."""
-
-    def ask(connection: apsw.Connection) -> _Held | None:
-        indexed_batch, indexed_sha256 = _indexed_batch(connection), _meta(connection, "indexed_sha256")
-        if indexed_batch is None or indexed_sha256 is None:
-            return None
-        found = connection.execute(
-            "select batch from session_batches where session_id = ? order by batch", (session_id,)
-        ).fetchall()
-        return _Held([int(str(batch)) for (batch,) in found], indexed_batch, indexed_sha256)
-
-    return _asked_of_state(root, ask)
-
-
-def _indexed_batch(connection: apsw.Connection) -> int | None:
-    indexed = _meta(connection, "indexed_batch")
-    return None if indexed is None else int(indexed)
-
-
-def _meta(connection: apsw.Connection, key: str) -> str | None:
-    found = connection.execute("select value from meta where key = ?", (key,)).get
-    return None if found is None else str(found)
-
-
-def _asked_of_state(root: Path, ask: Callable[[apsw.Connection], _T | None]) -> _T | None:
-    """What state.db says; None where it cannot be read as it is."""
-    database = root / "state.db"
-    if not database.exists():
-        return None
-    try:
-        import apsw
-
-        with _read_only(database) as connection, connection:
-            answer = ask(connection)
-    except (apsw.Error, OSError, ValueError):
-        return None
-    return answer
-
-
-@contextlib.contextmanager
-def _read_only(database: Path) -> Iterator[apsw.Connection]:
-    """state.db without making files beside it, which SQLite does for a WAL database that is at rest.
-
-    At rest (no -wal file) it is read as immutable, and counts only if it still is the same after.
-    """
-    import apsw
-
-    wal, shared = (database.with_name(database.name + suffix) for suffix in ("-wal", "-shm"))
-    at_rest = not wal.exists()
-    if not at_rest and not shared.exists():
-        raise OSError(f"{wal} has no -shm file beside it")
-    before = database.stat()
-    connection = apsw.Connection(
-        f"{database.as_uri()}?{'immutable=1' if at_rest else 'mode=ro'}",
-        flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
-    )
-    try:
-        yield connection
-    finally:
-        connection.close()
-    after = database.stat()
-    if at_rest and (wal.exists() or (after.st_ino, after.st_mtime_ns) != (before.st_ino, before.st_mtime_ns)):
-        raise OSError(f"{database} was written to meanwhile")
-
-
-# the files of views/
-
-
-@cache
-def _sql_file(name: str) -> str:
-    return (_FOLDER / f"{name}.sql").read_text("utf-8")
-
-
-def _text(name: str, texts: Mapping[str, str]) -> str:
-    return (texts.get(name) or _sql_file(name)).rstrip()
-
-
-def _view_statement(
-    name: str, columns: Sequence[Column], texts: Mapping[str, str], kind: str = "view"
-) -> str:
-    rows = _text(name, texts)
-    if name == "events" and columns != COLUMNS:  # what was not read of journals must not look like NULL
-        rows = f"select {', '.join(column.name for column in columns)} from (\n{rows}\n)"
-    return f"create or replace temp {kind} {name} as\n{rows};\n"
-
-
-def _fields(columns: Iterable[Column]) -> str:
-    """A journal's line: the columns of an event that are wanted, and what a line is told apart by."""
-    wanted = {*_IDENTITY, *(column.name for column in columns)}
-    return json_struct([*(column for column in COLUMNS if column.name in wanted), _CHECK])
-
-
-@cache
-def _columns_for(views: tuple[str, ...]) -> tuple[Column, ...]:
-    """Those of an event that views name, and by which events are told apart; for `events` itself all."""
-    if not views or "events" in views:
-        return COLUMNS
-    named = {"journal_id", "seq", "session_id"}
-    for view in _with_what_they_read(views):
-        named.update(re.findall(r"\w+", re.sub(r"(?m)^--.*$", "", _sql_file(view))))
-    return tuple(column for column in COLUMNS if column.name in named)
-
-
-def json_struct(columns: Iterable[Column]) -> str:
-    """Columns as the JSON struct that DuckDB's from_json takes."""
-    return json.dumps({column.name: SQL_TYPES[column.kind] for column in columns})
-
-
-def quoted(text: str) -> str:
-    """A text as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
+    return holds, is_of_one_session
 
 
 @contextlib.contextmanager
@@ -664,10 +410,3 @@ def _described(statements: Sequence[duckdb.Statement]) -> str:
     if len(statements) == 1:
         return f"a statement of kind {statements[0].type.name}"
     return f"{len(statements)} statements" if statements else "nothing"
-
-
-def view_columns(name: str) -> list[tuple[str, str]]:
-    """The columns of a view and what they mean, as its header says; none for `events`."""
-    header = re.match(r"(?:--.*\n)+", view_sql(name))
-    found = re.findall(r"^-- (\w+): (.+)$", header[0] if header else "", re.MULTILINE)
-    return [(column, meaning) for column, meaning in found if column not in (name, "Grain")]

@@ -18,7 +18,8 @@ from ledger.events import plain_text
 from ledger.files import make_private_folder, open_private, read_private, sync_data, sync_folder, write_all
 from ledger.lines import refuse_newer
 from ledger.manifest import Batch, batch_of
-from ledger.reader import first_words, json_struct, quoted
+from ledger.reader import first_words
+from ledger.relations import json_struct, quoted
 from ledger.schema import COLUMNS, arrow_schema
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 
 _FOOTER_KEY = b"bughive"
 _LINES_AT_ONCE = 8192  # DuckDB reads such pieces in parallel
-_ENCODINGS = {  # where each value is near the one before it; a sixth less in all
-    "seq": "DELTA_BINARY_PACKED",
-    "occurred_at": "DELTA_BINARY_PACKED",
-    "started_at": "DELTA_BINARY_PACKED",
-    "request_id": "DELTA_BYTE_ARRAY",
-    "attempt_id": "DELTA_BYTE_ARRAY",
+_ENCODINGS = {  # where hardly a value comes twice; smaller by a fifth in all, and faster to read
+    **dict.fromkeys(("seq", "occurred_at", "started_at"), "DELTA_BINARY_PACKED"),
+    **dict.fromkeys(
+        ("list_cost_usd", "billed_cost_usd", "upstream_cost_usd", "reserved_usd"), "DELTA_BINARY_PACKED"
+    ),
+    **dict.fromkeys(("latency_ms", "first_token_ms"), "BYTE_STREAM_SPLIT"),
+    **dict.fromkeys(("request_id", "attempt_id"), "DELTA_BYTE_ARRAY"),
 }
 _WITH_DICTIONARY = [
     path
@@ -182,7 +184,12 @@ def parquet_bytes(table: pa.Table, footer: Mapping[str, Any] | None) -> bytes:
         table = table.replace_schema_metadata({_FOOTER_KEY: json.dumps(footer).encode()})
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
-        sink, table.schema, compression="zstd", use_dictionary=_WITH_DICTIONARY, column_encoding=_ENCODINGS
+        sink,
+        table.schema,
+        compression="zstd",
+        use_dictionary=_WITH_DICTIONARY,
+        column_encoding=_ENCODINGS,
+        store_decimal_as_integer=True,  # else each is turned around byte by byte
     ) as writer:
         for rows in _groups(table):
             if rows.num_rows:

@@ -48,7 +48,7 @@ def comparisons(incomplete: str) -> list[str]:
 
 def views(incomplete: str) -> list[str]:
     """Names of views."""
-    from ledger.reader import VIEWS
+    from ledger.relations import VIEWS
 
     return _beginning(incomplete, VIEWS)
 

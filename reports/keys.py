@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ledger.reader import quoted
+from ledger.relations import quoted
 from reports.options import UsageError, choice
 from reports.render import rfc3339
 

@@ -76,7 +76,10 @@ select
     sum(reserved_usd) filter (where billing = 'unknown') as in_doubt_ceiling_usd,
     sum(reserved_usd) filter (where outcome = 'in_flight') as in_flight_ceiling_usd,
     epoch_us(min(first_at)) as first_us,
-    epoch_us(max(last_at)) as last_us
+    epoch_us(max(last_at)) as last_us,
+    (  -- in all; asked here, as DuckDB then reads them beside the rest
+        select count(*) from events where event_type = 'fallback_engaged'{of_requests}
+    ) as fallbacks
 from counted
 group by tier, provider, model{names}
 """
@@ -296,12 +299,11 @@ def spend_report(
             )
         sums_alone(connection)
         parts = _parts_of(connection, named, period)
-        fallbacks = _fallbacks(connection, period)
     return Spend(
         session_id,
         period,
         tz,
-        total=_summed(parts, zone) | {"fallbacks": fallbacks},
+        total=_summed(parts, zone) | {"fallbacks": max((part["fallbacks"] for part in parts), default=0)},
         by_tier=_by(parts, zone, ("tier",)),
         by_model=_by(parts, zone, ("model",)),
         by=named,
@@ -340,6 +342,9 @@ def _parts_in(
         shown="".join(shown),
         attempts=attempts,
         period=condition,
+        of_requests=""
+        if within == ALL_TIME
+        else f" and request_id in (select request_id from ledger_requests where {condition})",
     )
     connection.execute(sql, parameters)
     names = [column[0] for column in connection.description or ()]
@@ -347,19 +352,6 @@ def _parts_in(
     for part in parts:
         part.update((key, key_value(key, part.pop(name))) for key, name in zip(by, key_names, strict=True))
     return parts
-
-
-def _fallbacks(connection: duckdb.DuckDBPyConnection, within: Period) -> int:
-    """Moves to another tier, of the requests that started in a period."""
-    condition, parameters = in_period(within)
-    of_requests = f"and request_id in (select request_id from ledger_requests where {condition})"
-    connection.execute(
-        "select count(*) from events where event_type = 'fallback_engaged'"
-        f" {of_requests if within != ALL_TIME else ''}",
-        parameters,
-    )
-    (count,) = connection.fetchone() or (0,)
-    return int(count)
 
 
 def _summed(parts: Sequence[Figures], zone: tzinfo) -> Figures:

@@ -94,7 +94,8 @@ class History:
 
     def rows(self, sql: str, **options: Any) -> list[tuple[Any, ...]]:
         """What a SELECT gives through the ledger's own reader, with the views up to the last it names."""
-        from ledger.reader import VIEWS, connect
+        from ledger.reader import connect
+        from ledger.relations import VIEWS
 
         last = max((number for number, name in enumerate(VIEWS, 1) if name in sql), default=0)
         with connect(self.path, **{"views": VIEWS[:last], **options}) as connection:

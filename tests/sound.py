@@ -26,7 +26,8 @@ from pydantic import BaseModel
 from ledger.events import OUTCOMES, REQUEST_ENDS, STAMP_FIELDS
 from ledger.history import all_runs
 from ledger.ledger import Ledger
-from ledger.reader import _make_views, connect
+from ledger.reader import connect
+from ledger.relations import statements
 from ledger.request_log import RequestLog
 from ledger.state import State
 
@@ -112,7 +113,8 @@ def opened(path: Path) -> duckdb.DuckDBPyConnection:
     DuckDB then plans each of them once, and not again in all that are made of it.
     """
     connection = connect(path, views=())
-    _make_views(connection, path, ("events", "attempts", "requests", "sessions", "daily_spend"), stored=True)
+    for statement in statements(("events", "attempts", "requests", "sessions", "daily_spend"), stored=True):
+        connection.execute(statement)
     return connection
 
 

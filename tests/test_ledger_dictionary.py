@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ledger.dictionary import data_dictionary
-from ledger.reader import VIEWS, view_columns
+from ledger.relations import VIEWS, view_columns
 from ledger.schema import COLUMNS
 
 README = Path(__file__).parent.parent / "data" / "README.md"

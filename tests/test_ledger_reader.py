@@ -24,6 +24,7 @@ from ledger.events import AttemptFailed
 from ledger.lines import sealed_line
 from ledger.manifest import read_manifest
 from ledger.reader import connect, ledger_sql, lock, scan, select_only
+from ledger.relations import VIEWS, sql_file
 from ledger.schema import COLUMNS, SCHEMA_VERSION, arrow_schema
 
 ONE_ANSWER = """
@@ -167,7 +168,7 @@ def test_nothing_but_the_ledgers_own_is_left_at_a_prompt(history: History) -> No
         *("ledger_manifest", "ledger_open", "ledger_settled"),
     ]
     below = {"ledger_journal_events", "ledger_attempts", "ledger_bounded", "ledger_requests"}
-    assert {name for (name,) in views} == {*reader.VIEWS, *below}
+    assert {name for (name,) in views} == {*VIEWS, *below}
 
 
 def test_plain_parquet_files_are_right_about_all_that_is_sealed(history: History) -> None:
@@ -671,11 +672,9 @@ def test_a_file_that_vanishes_between_its_listing_and_its_reading_is_looked_for_
 ) -> None:
     """A journal is removed once it is sealed and closed: by then the manifest covers it."""
     history.play(ONE_ANSWER)
-    texts = iter(["from read_ndjson_objects('/nowhere/vanished.jsonl');", reader.view_sql("snapshot")])
-    of_view = reader._sql_file
-    monkeypatch.setattr(
-        reader, "_sql_file", lambda name: next(texts) if name == "snapshot" else of_view(name)
-    )
+    texts = iter(["from read_ndjson_objects('/nowhere/vanished.jsonl');", sql_file("snapshot")])
+    of_view = reader.sql_file
+    monkeypatch.setattr(reader, "sql_file", lambda name: next(texts) if name == "snapshot" else of_view(name))
 
     assert history.column("sessions", "requests") == [1]
     assert next(texts, None) is None

@@ -19,7 +19,8 @@ from ledger.errors import LedgerError
 from ledger.events import EVENT_CLASSES
 from ledger.ledger import Ledger
 from ledger.lines import sealed_line
-from ledger.reader import VIEWS, connect, scan
+from ledger.reader import connect, scan
+from ledger.relations import VIEWS
 from ledger.schema import COLUMNS, SCHEMA_VERSION
 from reports.cli import main
 

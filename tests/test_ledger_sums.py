@@ -127,3 +127,51 @@ def test_ids_of_answers_are_read_only_where_one_is_settled(
         and "event_type != 'attempt_succeeded'" not in str(scan["Filters"])
     ]
     assert set(of_answers) == {is_read}
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["in its journal", "in a segment too"])
+def test_what_is_in_flight_is_looked_for_in_segments_of_its_journal_alone(
+    is_sealed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_closed = History(tmp_path / "ledger")
+    for _ in range(2):  # two segments
+        of_closed.play("""
+            session=s-1
+                FAST   ok   in=1000 out=200
+        """)
+        of_closed.ledger.seal()
+    of_closed.close()
+    history = History(tmp_path / "ledger")
+    history.ledger.seal()
+    history.play("""
+        id=r-open
+            REASONING   pending   ceiling=0.5
+    """)
+    segments = 3  # the last one has the closing of the first journal
+    if is_sealed:
+        history.ledger.seal()
+        segments += 1
+    history.play("""
+        id=r-later
+            FAST        timeout   ceiling=0.25
+            FAST        pending   ceiling=0.25
+    """)
+    asked = (
+        "select request_id, attempt_number, outcome, started_at, reserved_usd from attempts order by all",
+        "select request_id, status, tier, model, started_at from requests order by all",
+        "select * from in_doubt order by all",
+    )
+    told = [history.rows(sql) for sql in asked]
+
+    monkeypatch.setattr("ledger.reader._MANY_EVENTS", 1)
+    of_many = [history.rows(sql) for sql in asked]
+    with connect(history.path) as connection:
+        ((opened, in_all),) = connection.execute(
+            "select getvariable('ledger_unfinished_segments'), len(getvariable('ledger_segments'))"
+        ).fetchall()
+        unfinished = connection.execute("select distinct request_id from ledger_open order by 1").fetchall()
+    history.close()
+
+    assert of_many == told
+    assert unfinished == [("r-later",), ("r-open",)]
+    assert (len(opened), in_all) == (1 if is_sealed else 0, segments)

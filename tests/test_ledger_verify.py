@@ -39,7 +39,7 @@ from ledger.events import JournalClosed
 from ledger.history import all_runs
 from ledger.lines import read_line, sealed_line
 from ledger.manifest import Batch, list_batch, read_manifest
-from ledger.reader import view_sql
+from ledger.relations import sql_file
 from ledger.schema import SCHEMA_VERSION
 from ledger.segments import parquet_bytes, write_segment
 from ledger.state import State
@@ -1144,12 +1144,12 @@ def test_a_view_that_leaves_a_row_out_is_told_however_many_events_there_are(
     original: Path, monkeypatch: pytest.MonkeyPatch, are_few: bool, view: str
 ) -> None:
     def without_one(name: str) -> str:
-        text = view_sql(name)
+        text = sql_file(name)
         return f"select * from ({text}) order by all offset 1" if name == view else text
 
     if not are_few:
         monkeypatch.setattr(events, "_KEPT_UP_TO", {})
-    monkeypatch.setattr(events, "view_sql", without_one)
+    monkeypatch.setattr(events, "sql_file", without_one)
 
     assert {finding.kind for finding in verify(original).findings} == {"sums"}
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from played import ROUTES, History
 
 from ledger.events import AttemptSettled, BudgetSet, CeilingBroken, CircuitClosed, CircuitOpened
-from ledger.reader import VIEWS, connect, tier_rank, view_columns, view_sql
+from ledger.reader import connect, tier_rank
+from ledger.relations import VIEWS, sql_file, view_columns
 from ledger.schema import COLUMNS, TIER_ORDER
 
 
@@ -322,7 +323,7 @@ def test_the_header_of_a_view_names_its_columns_in_order(view: str, history: His
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_the_header_of_a_view_gives_its_name_grain_and_sources(view: str) -> None:
-    text = view_sql(view)
+    text = sql_file(view)
 
     assert text.startswith(f"-- {view}: ")
     assert re.search(r"^-- Grain: .+  Reads: .+\.$", text, re.MULTILINE)
@@ -341,7 +342,7 @@ def test_money_is_decimal_with_twelve_places_in_every_view(view: str, history: H
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_no_view_divides_or_counts_in_hugeint(view: str, history: History) -> None:
-    query = re.sub(r"--.*", "", view_sql(view))
+    query = re.sub(r"--.*", "", sql_file(view))
 
     assert "/" not in query
     assert not re.search(r"avg\((?!if\(outcome)", query)

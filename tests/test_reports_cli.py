@@ -23,7 +23,8 @@ import pytest
 from played import History
 
 from ledger.ledger import Ledger
-from ledger.reader import VIEWS, session_ids
+from ledger.reader import session_ids
+from ledger.relations import VIEWS
 from reports import adhoc, cli
 from reports.cli import main
 

@@ -25,7 +25,8 @@ from ledger.events import EVENT_CLASSES, event_of
 from ledger.layout import EMPTY_SEGMENT
 from ledger.lines import parsed
 from ledger.money import dollars
-from ledger.reader import _config, json_struct, quoted, view_sql
+from ledger.reader import _config
+from ledger.relations import json_struct, quoted, sql_file
 from ledger.schema import COLUMNS, SQL_TYPES
 from ledger.windows import beginning_of
 
@@ -286,7 +287,7 @@ class Events:
             "set variable ledger_allow_damage = true"
         )  # that a closed journal has no open end, too
         for view in _WITH_WHAT_THEY_READ:
-            self._db.execute(f"create temp {self._kind_of(view)} {view} as {view_sql(view)}")
+            self._db.execute(f"create temp {self._kind_of(view)} {view} as {sql_file(view)}")
         of_attempts = self._one(f"select count(*), {sums}, count(*) filter (where is_unpriced) from attempts")
         yield from _unequal("attempts, and the events that tell of them", of_attempts[:2], told[::2])
         for view, requests in _REQUESTS_IN.items():

@@ -14,7 +14,7 @@ import apsw
 from ledger.accounts import SPENT
 from ledger.checks.findings import Finding
 from ledger.errors import LedgerError
-from ledger.reader import _read_only
+from ledger.session_index import read_only
 from ledger.state import STATE_VERSION
 
 STATE = "state.db"
@@ -140,7 +140,7 @@ def _opened(database: Path) -> Iterator[apsw.Connection]:
     """state.db without making files beside it: what lacks its -shm is nobody's, and read in a copy."""
     wal, shared = (database.with_name(STATE + suffix) for suffix in ("-wal", "-shm"))
     if not wal.exists() or shared.exists():
-        with _read_only(database) as connection:
+        with read_only(database) as connection:
             yield connection
         return
     with tempfile.TemporaryDirectory(prefix="bughive-state-") as folder:

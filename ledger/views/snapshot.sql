@@ -136,10 +136,10 @@ create or replace temp macro ledger_segments_of(are_older) as list_filter(
     getvariable('ledger_segments'),
     lambda path: list_contains(getvariable('ledger_older_segments'), path) = are_older
 );
-create or replace temp macro ledger_patterns_of(are_older) as list_transform(
-    if(len(ledger_segments_of(are_older)) > 0, ledger_segments_of(are_older), getvariable('ledger_segments')[1:1]),
-    lambda path: ledger_as_pattern(path)
+create or replace temp macro ledger_patterns_or_one(segments) as list_transform(
+    if(len(segments) > 0, segments, getvariable('ledger_segments')[1:1]), lambda path: ledger_as_pattern(path)
 );
+create or replace temp macro ledger_patterns_of(are_older) as ledger_patterns_or_one(ledger_segments_of(are_older));
 
 -- Of one session no journal's end is seen, and of a damaged ledger none is believed.
 set variable ledger_asks_every_request = (

@@ -14,7 +14,8 @@ from typing import Any
 
 import duckdb
 
-from ledger.reader import VIEWS, connect, ledger_sql, scan
+from ledger.reader import connect, ledger_sql, scan
+from ledger.relations import VIEWS
 from reports.options import Period
 from reports.render import as_json
 from reports.sessions import sessions_report
