@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import CodeType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import pytest
 
@@ -86,6 +86,13 @@ class Process:
     ledgers: list[Ledger] = field(default_factory=list)
 
 
+class Left(NamedTuple):
+    """What a death leaves to whoever comes after: what is equal here cannot be told apart by them."""
+
+    by_a_kill: object  # all files, as the kernel has them
+    by_a_power_loss: object  # what may be left of them, before chance decides
+
+
 class ForgetfulDisk:
     """All files below a folder, and what is known of them for certain."""
 
@@ -96,12 +103,14 @@ class ForgetfulDisk:
         self.acting = Process("first")
         self.processes = [self.acting]
         self.trace: list[str] = []  # the points passed since `watch`
+        self.left: list[Left] = []  # at each of them, if asked for
         self.is_full = False
         self.failing_syncs = 0
         self.during_sync: Callable[[], None] | None = None  # what happens while a sync is under way
         self.died_at: str | None = None  # the point, since `watch`
         self.hooks: dict[str, Callable[[], object]] = {}  # what happens once at a point, by its name
         self._die_at: int | str | None = None
+        self._looks = False
         self._random = Random(0)
         self._files: dict[tuple[int, int], _File] = {}
         self._entries: dict[Path, dict[str, _Entry]] = {self.root: {}}
@@ -122,12 +131,14 @@ class ForgetfulDisk:
         self.kill()
         self.patches.undo()
 
-    def watch(self, die_at: int | str | None = None, random: Random | None = None) -> None:
+    def watch(
+        self, die_at: int | str | None = None, random: Random | None = None, *, looks: bool = False
+    ) -> None:
         """Count points from here on; a process dies at one of them, by number or name.
 
-        `random` says where a write is cut in half.
+        `random` says where a write is cut in half; `looks`, whether `left` tells what a death leaves at each.
         """
-        self.trace, self.died_at, self._die_at = [], None, die_at
+        self.trace, self.left, self.died_at, self._die_at, self._looks = [], [], None, die_at, looks
         self._random = random or self._random
 
     def start(self, name: str) -> Process:
@@ -173,6 +184,20 @@ class ForgetfulDisk:
             self._state_commits = [None]
 
     # what is left
+
+    def left_now(self) -> Left:
+        """What a death would leave at this moment."""
+        paths = [
+            path for path in self.root.rglob("*") if path.name != "state.db-shm"
+        ]  # SQLite makes that anew
+        files = {path: path.read_bytes() if path.is_file() else None for path in paths}
+        folders = [path for path in (self.root, *paths) if path.is_dir()]
+        durable = {path: dict(entries) for path, entries in self._entries.items()}
+        present = {path: self._present(path) for path in folders}
+        known = [file for entries in (*durable.values(), *present.values()) for file in entries.values()]
+        synced = {file: file.durable for file in known if file}
+        of_files = {path: content for path, content in files.items() if not path.name.startswith("state.db")}
+        return Left(files, (of_files, durable, present, synced, list(self._state_commits)))
 
     def _left_of(
         self, folder: Path, random: Random, contents: Mapping[_File, bytes]
@@ -249,6 +274,8 @@ class ForgetfulDisk:
         if self.acting.dead:
             raise Died(name)
         self.trace.append(name)
+        if self._looks:
+            self.left.append(self.left_now())
         if hook := self.hooks.pop(name, None):
             hook()
         if self._die_at in (name, len(self.trace) - 1):

@@ -1,10 +1,11 @@
 """Every named point at which a process can die, and pairs of them: what was acknowledged is there, once.
 
 A scenario is played once to list its points: before, after, and for a write in the middle of, each
-call that changes a file, and each transaction of state.db. Then it is played anew for each point: the
-process dies there, by a kill (what the kernel had is there) or with a power loss (what was not synced
-may be gone; see forgetful.py), the ledger is opened again and held against what was noted in memory
-(see world.py), work goes on, is sealed, and a last power loss must change nothing any more.
+call that changes a file, and each transaction of state.db; and what a death at each would leave. Then
+it is played anew for each that leaves something of its own: the process dies there, by a kill (what the
+kernel had is there) or with a power loss (what was not synced may be gone; see forgetful.py), the ledger
+is opened again and held against what was noted in memory (see world.py), work goes on, is sealed, and a
+last power loss must change nothing any more.
 
 In pairs a second process dies while it recovers and goes on after the first. BUGHIVE_TORTURE=1 tries
 all pairs (about an hour), seals what is left each time and has the ledger's own reader and verify look at
@@ -17,18 +18,19 @@ repeats one.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
 import pytest
-from forgetful import Died, Worst
+from forgetful import Died, Left, Worst
 from world import World
 
 from ledger import ledger as ledger_module
@@ -333,13 +335,37 @@ def findings_after(world: World, looks: Looks) -> Iterator[str]:
     yield from world.findings(thorough=looks.reads)
 
 
-def points_of(folder: Path, scenario: Scenario, durability: Durability = "power-loss") -> list[str]:
-    """The names of all points that a scenario passes."""
-    with World(folder, durability=durability) as world:
-        scenario.prepare(world)
-        world.disk.watch()
-        scenario.act(world)
-        return world.disk.trace
+class Points(NamedTuple):
+    """All points that a scenario passes, and its end."""
+
+    names: list[str]  # without the end
+    left: list[Left]  # by a death there
+
+    def worth_trying(self, *, loses_power: bool) -> list[int]:
+        """The last of those in a row that leave the same: to it the most was acknowledged.
+
+        In the middle of a write something is left that is not known before.
+        """
+        left = [each.by_a_power_loss if loses_power else each.by_a_kill for each in self.left]
+        is_half = [name.endswith("(half)") for name in self.names] + [False]
+
+        def is_told_by_the_next(number: int) -> bool:
+            return left[number : number + 1] == left[number + 1 : number + 2] and not any(
+                is_half[number : number + 2]
+            )
+
+        return [number for number in range(len(left)) if TORTURE or not is_told_by_the_next(number)]
+
+
+@cache
+def points_of(name: str, durability: Durability = "power-loss") -> Points:
+    """Those of a scenario, which is the same each time."""
+    with tempfile.TemporaryDirectory(prefix="points-") as folder:
+        with World(Path(folder), durability=durability) as world:
+            SCENARIOS[name].prepare(world)
+            world.disk.watch(looks=True)
+            SCENARIOS[name].act(world)
+            return Points(world.disk.trace, [*world.disk.left, world.disk.left_now()])
 
 
 @pytest.fixture(autouse=True)
@@ -354,13 +380,13 @@ def test_wherever_a_process_dies_what_was_acknowledged_is_there_once(
     tmp_path: Path, name: str, loses_power: bool
 ) -> None:
     scenario = SCENARIOS[name]
-    points = points_of(tmp_path / "all", scenario)
+    points = points_of(name)
     found = []
-    for number in worth_trying(points):
+    for number in points.worth_trying(loses_power=loses_power):
         death, looks = Death(number, loses_power), Looks.of(name, number, loses_power)
         played = play(tmp_path / str(number), scenario, [death], seed=number, looks=looks)
-        if number < len(points):
-            assert played.points[0].startswith(points[number])  # the scenario is the same each time
+        if number < len(points.names):
+            assert played.points[0].startswith(points.names[number])  # the scenario is the same each time
         if played.findings:
             found.append(f"{name}, {death}, {played.points}, seed {number}: {played.findings}")
     assert not found, "\n".join(found)
@@ -369,10 +395,10 @@ def test_wherever_a_process_dies_what_was_acknowledged_is_there_once(
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in ("share a sync", "continue")])
 def test_a_kill_loses_nothing_that_the_kernel_had_without_syncs_too(tmp_path: Path, name: str) -> None:
     scenario = SCENARIOS[name]
-    points = points_of(tmp_path / "all", scenario, "process-crash")
-    assert not [point for point in points if "sync journal (" in point and "Journal._sync" in point]
+    points = points_of(name, "process-crash")
+    assert not [point for point in points.names if "sync journal (" in point and "Journal._sync" in point]
     found = []
-    for number in worth_trying(points)[:: 1 if TORTURE else 5]:
+    for number in points.worth_trying(loses_power=False)[:: 1 if TORTURE else 3]:
         played = play(
             tmp_path / str(number),
             scenario,
@@ -389,7 +415,7 @@ def test_a_kill_loses_nothing_that_the_kernel_had_without_syncs_too(tmp_path: Pa
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_whoever_dies_while_recovering_from_a_death_loses_nothing_either(tmp_path: Path, name: str) -> None:
     scenario = SCENARIOS[name]
-    count = len(points_of(tmp_path / "all", scenario))
+    count = len(points_of(name).names)
     found = []
     tried_all: set[int] = set()  # first points after which a second process came to its end
     for seed, (first, second) in enumerate(pairs(count, Random(name))):
@@ -402,16 +428,6 @@ def test_whoever_dies_while_recovering_from_a_death_loses_nothing_either(tmp_pat
         if played.findings:
             found.append(f"{name}, {deaths}, {played.points}, seed {seed}: {played.findings}")
     assert not found, "\n".join(found)
-
-
-def worth_trying(points: Sequence[str]) -> list[int]:
-    """The numbers of points, and of the end; a point right after another is the same moment to the disk."""
-    same = [
-        number
-        for number, (before, point) in enumerate(pairwise(points), start=1)
-        if before.endswith("(after)") and point.endswith("(before)") and "State" not in point + before
-    ]
-    return [number for number in range(len(points) + 1) if TORTURE or number not in same]
 
 
 def pairs(count: int, random: Random) -> Iterator[tuple[int, int]]:
