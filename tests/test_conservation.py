@@ -6,6 +6,7 @@ The fold here shares nothing with the views but the raw events: Σ attempts = Σ
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -218,8 +219,12 @@ def of_view(view: Any, name: str, *keys: str) -> dict[tuple[Any, ...], dict[str,
     return {row[:width]: dict(zip(figures, row[width:], strict=True)) for row in rows}
 
 
-@pytest.fixture(params=range(6))
-def history(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str, pl.DataFrame]:
+@pytest.fixture(scope="module", params=range(6))
+def history(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, pl.DataFrame]:
+    """A ledger that is only read from here on, a zone, and all events."""
+    path = tmp_path_factory.mktemp("history") / "ledger"
     random = Random(request.param)
     clock = [datetime(2026, 3, 27, tzinfo=UTC) + timedelta(hours=random.randint(0, 48))]
 
@@ -227,14 +232,14 @@ def history(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str, 
         clock[0] += timedelta(milliseconds=1)
         return clock[0]
 
-    with Ledger.open(tmp_path / "ledger", "process-crash", clock=now, auto_seal=False) as ledger:
+    with Ledger.open(path, "process-crash", clock=now, auto_seal=False) as ledger:
         for budget in (Budget("session", None, Decimal(5)), Budget("tier", "FAST", Decimal(3), "warn")):
             ledger.set_budget(budget)
         ledger.set_budget(Budget("all", None, Decimal(50)))
         Teller(ledger, random, clock).tell(40)
         if request.param % 2:
             ledger.seal()
-    return tmp_path / "ledger", random.choice(ZONES), scan(tmp_path / "ledger").collect()
+    return path, random.choice(ZONES), scan(path).collect()
 
 
 def test_every_view_adds_up_to_what_the_events_say(history: tuple[Path, str, pl.DataFrame]) -> None:
@@ -301,7 +306,7 @@ def test_requests_end_as_their_events_say_and_count_once_everywhere(
 
 
 def test_budgets_count_what_the_events_say_and_state_db_agrees(
-    history: tuple[Path, str, pl.DataFrame],
+    history: tuple[Path, str, pl.DataFrame], tmp_path: Path
 ) -> None:
     path, _, events = history
     attempts = attempts_of(events)
@@ -311,7 +316,8 @@ def test_budgets_count_what_the_events_say_and_state_db_agrees(
             "select scope, scope_id, spent_usd, reserved_usd, in_doubt_usd from budget_status"
         ).fetchall()
     assert {row[:2] for row in rows} >= {("all", None), ("tier", "FAST"), ("session", "s-1")}
-    with Ledger.open(path, "process-crash", auto_seal=False) as ledger:  # ends what was in flight
+    copy = Path(shutil.copytree(path, tmp_path / "ledger"))
+    with Ledger.open(copy, "process-crash", auto_seal=False) as ledger:  # ends what was in flight
         for scope, scope_id, spent, reserved, in_doubt in rows:
             column = {"session": "session_id", "tier": "tier"}.get(scope)
             of = attempts if column is None else attempts.filter(pl.col(column) == scope_id)
