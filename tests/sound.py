@@ -152,20 +152,20 @@ def unsound(path: Path, promises: Sequence[Promise] = ()) -> Iterator[str]:
     before = snapshot(path)
     yield from lost(before, promises)
     Ledger.open(path, auto_seal=False).close()
-    after = snapshot(path)
+    after, contradictions = _looked_at(path)
     yield from altered(before, after, "recovery")
     yield from lost(after, promises)
     yield from _not_meant(after, promises)
     yield from _untold(after)
-    yield from _not_derived(path)
+    yield from contradictions
     with Ledger.open(path, auto_seal=False) as ledger:
         ledger.seal()
-    sealed = snapshot(path)
+    sealed, contradictions = _looked_at(path)
     yield from altered(after, sealed, "sealing")
     if len(sealed) != len(after):
         yield f"{len(after)} events before sealing, {len(sealed)} after"
     yield from _not_sealed(path, sealed)
-    yield from _not_derived(path)
+    yield from contradictions
 
 
 def snapshot(path: Path) -> list[Row]:
@@ -260,8 +260,16 @@ def _wrong_in_attempt(told: Sequence[Row]) -> str | None:
     return None
 
 
-def _not_derived(path: Path) -> Iterator[str]:
-    """How state.db differs from a fold of all events made anew, or from what the views say."""
+def _looked_at(path: Path) -> tuple[list[Row], list[str]]:
+    """All events, and how the views contradict themselves or state.db; in one snapshot."""
+    with opened(path) as connection:
+        rows, contradictions = events_in(connection), list(inconsistent(connection))
+        ((shown,),) = connection.execute("select coalesce(sum(cost_usd), 0) from attempts").fetchall()
+    return rows, [*contradictions, *_not_derived(path, shown)]
+
+
+def _not_derived(path: Path, cost_usd: Decimal) -> Iterator[str]:
+    """How state.db differs from a fold of all events made anew, or from what the views say it cost."""
     state = State(path / "state.db")
     try:
         found = state.dump()
@@ -281,11 +289,8 @@ def _not_derived(path: Path) -> Iterator[str]:
             yield f"state.db, {table}: lacks {list(missing)[:SHOWN]}, has besides {list(besides)[:SHOWN]}"
     if reserved:
         yield f"state.db holds ${reserved} for attempts, and no writer lives"
-    with opened(path) as connection:
-        yield from inconsistent(connection)
-        ((shown,),) = connection.execute("select coalesce(sum(cost_usd), 0) from attempts").fetchall()
-    if spent != shown:
-        yield f"state.db has ${spent} spent, the views ${shown}"
+    if spent != cost_usd:
+        yield f"state.db has ${spent} spent, the views ${cost_usd}"
 
 
 def _not_sealed(path: Path, rows: Sequence[Row]) -> Iterator[str]:
