@@ -26,9 +26,12 @@ BLOCKS = 100
 NOTHING = Decimal("0.000000000000")
 
 # An attempt counts as a request that came to its group, and began there; what is otherwise is taken off
-# again, here. Only requests of more than one step are put in order for that, and those few that no answer
-# came for; a step is an attempt, or a tier found left alone. `is_arrival`: the step before it, if any, was in
-# another group. Of all groups together each request is one, in whichever it began.
+# again, here. A step of a request is an attempt, or a tier found left alone. `is_arrival`: the step before
+# it, if any, was in another group. Of all groups together each request is one, in whichever it began.
+#
+# The step before an attempt is the one numbered before it, which had no answer. Only where a tier was left
+# alone the steps of a request are put in order to tell; and of all requests of more than one step, if there
+# is an attempt that is not the first, without one before it.
 _CORRECTIONS = """
 create or replace temp table corrections as
 with moves as materialized (
@@ -39,22 +42,24 @@ with moves as materialized (
 answers as not materialized (
     select {step_columns}, started_at, seq from events where event_type = 'attempt_succeeded'
 ),
+unanswered as not materialized (
+    select {step_columns}, started_at, seq
+    from events
+    where event_type between 'attempt_abandoned' and 'attempt_failed'  -- all outcomes but answers
+    union all by name
+    select {step_columns}, occurred_at as started_at
+    from ledger_open
+    where
+        event_type = 'attempt_started'
+        and attempt_id not in (select attempt_id from ledger_open where is_outcome)
+),
+put_in_order as materialized ({put_in_order}),
 steps as (
     select *, row({group_key}) as group_key
     from (
-        select *, true as is_attempt from answers where attempt_number > 1
+        select *, true as is_attempt from answers where request_id in (from put_in_order)
         union all by name
-        select *, true as is_attempt from answers where attempt_number <= 1 and request_id in ({again})
-        union all by name
-        select {step_columns}, started_at, seq, true as is_attempt
-        from events
-        where event_type between 'attempt_abandoned' and 'attempt_failed'  -- all outcomes but answers
-        union all by name
-        select {step_columns}, occurred_at as started_at, true as is_attempt
-        from ledger_open
-        where
-            event_type = 'attempt_started'
-            and attempt_id not in (select attempt_id from ledger_open where is_outcome)
+        select *, true as is_attempt from unanswered where request_id in (from put_in_order)
         union all by name
         select
             * exclude (occurred_at, from_tier, reason)
@@ -64,7 +69,7 @@ steps as (
         where reason = 'circuit_open'
     )
 ),
-followed as (
+in_order as (
     select
         *,
         is_attempt and lag(is_attempt) over earlier and tier = lag(tier) over earlier as is_retry,
@@ -72,6 +77,32 @@ followed as (
         lag(is_attempt) over earlier is null as is_first
     from steps
     window earlier as (partition by request_id order by started_at, seq)  -- one in flight is the last
+),
+later as (
+    select *, row({group_key}) as group_key
+    from (
+        select * from answers where attempt_number > 1
+        union all by name
+        select * from unanswered where attempt_number > 1
+    )
+    where request_id not in (from put_in_order)
+),
+before as (
+    select request_id, attempt_number + 1 as attempt_number, tier, row({group_key}) as group_key
+    from unanswered
+),
+by_number as (
+    select
+        later.*,
+        coalesce(later.tier = before.tier, false) as is_retry,
+        later.group_key is distinct from before.group_key as is_arrival,
+        before.request_id is null as is_first
+    from later left join before using (request_id, attempt_number)
+),
+followed as (
+    select *, true as is_attempt from by_number
+    union all by name
+    select * from in_order
 ),
 left_behind as (  -- an older move names no model: it is that of the attempts it followed
     select request_id, tier as from_tier, any_value(provider) as provider, any_value(model) as model
@@ -162,15 +193,13 @@ with counted as (
 )
 """
 _STEP_COLUMNS = "request_id, session_id, task, tags, tier, provider, model, attempt_number"
-# Requests of which an answer at the first attempt is a step among others: there was no attempt before it, so
-# a tier was left alone. What is otherwise shows: an attempt that is not the first, without one before it.
-_AGAIN_LIKELY = "select request_id from moves where reason = 'circuit_open'"
-_AGAIN = f"""
-    {_AGAIN_LIKELY}
+_LEFT_ALONE = "select request_id from moves where reason = 'circuit_open'"
+_OF_MORE_THAN_ONE_STEP = f"""
+    {_LEFT_ALONE}
     union all
     select request_id from events where billing is not null and attempt_number > 1
     union all
-    select request_id from ledger_open
+    select request_id from ledger_open where attempt_number > 1
 """
 # A sum of floats depends on its order, which threads change; one of decimals does not.
 _SUMS = """
@@ -250,10 +279,12 @@ class Tally:
 
     def _correct(self, words: Mapping[str, str]) -> None:
         connection = sums_alone(self._connection)
-        connection.execute(_CORRECTIONS.format(**words, again=_AGAIN_LIKELY), self._parameters)
+        connection.execute(_CORRECTIONS.format(**words, put_in_order=_LEFT_ALONE), self._parameters)
         connection.execute("select 1 from corrections where strays > 0 limit 1")
         if connection.fetchone():
-            connection.execute(_CORRECTIONS.format(**words, again=_AGAIN), self._parameters)
+            connection.execute(
+                _CORRECTIONS.format(**words, put_in_order=_OF_MORE_THAN_ONE_STEP), self._parameters
+            )
         connection.execute("reset memory_limit")  # percentiles are made of all values at once
 
     def keep(self) -> Tally:

@@ -21,9 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 settings.register_profile("any machine", deadline=None)  # how long a case takes says nothing here
 settings.load_profile("any machine")
 
-gc.set_threshold(
-    100_000
-)  # a run of tests has a large heap: to look through it often costs a tenth of all time
+gc.set_threshold(100_000)  # the heap of a run is large: to look through it often takes a tenth of all time
 
 
 @pytest.fixture

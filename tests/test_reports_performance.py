@@ -104,6 +104,42 @@ def test_a_total_is_the_same_in_whatever_order_its_groups_come(tmp_path: Path) -
     assert totals == [0.6] * 6  # while 0.1 + 0.2 + 0.3 is 0.6000000000000001
 
 
+@pytest.mark.parametrize(
+    ("attempts", "times"),
+    [
+        (
+            ("REASONING 503", "REASONING ok in=1 out=1", "FAST pending ceiling=0.5"),
+            2,
+        ),  # of the last: an answer
+        (("REASONING 503", "REASONING timeout ceiling=0.01", "FAST ok in=1 out=1"), 1),
+    ],
+)
+def test_requests_are_put_in_order_only_where_the_attempt_before_one_had_an_answer(
+    attempts: tuple[str, ...], times: int, tmp_path: Path
+) -> None:
+    history = History(tmp_path / "ledger")
+    history.play("session=s-1\n" + "\n".join(f"    {attempt}" for attempt in attempts))
+    history.close()
+    asked: list[str] = []
+
+    class Asked:
+        """A connection, and what it is asked."""
+
+        def execute(self, sql: str, *parameters: Any) -> Any:
+            asked.append(sql)
+            return connection.execute(sql, *parameters)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(connection, name)
+
+    with reading(history.path, "UTC", False) as connection:
+        groups = Tally(Asked(), ("tier",), ALL_TIME).sums()  # type: ignore[arg-type]
+
+    assert sum("temp table corrections" in sql for sql in asked) == times
+    counts = {group["tier"]: picked(group, "attempts", "retries", "requests") for group in groups}
+    assert counts == {"REASONING": (2, 1, 1), "FAST": (1, 0, 1)}
+
+
 def test_money_is_exact_and_what_is_not_known_is_none(ledger: str) -> None:
     rows = by(ledger, "model")
 
