@@ -76,7 +76,7 @@ in_order as (
         group_key is distinct from lag(group_key) over earlier as is_arrival,
         lag(is_attempt) over earlier is null as is_first
     from steps
-    window earlier as (partition by request_id order by started_at, seq)  -- one in flight is the last
+    window earlier as (partition by request_id order by seq)  -- one in flight has none, and is the last
 ),
 later as (
     select *, row({group_key}) as group_key

@@ -9,13 +9,14 @@
 
 One block per request, one indented line per attempt. An attempt is `ok`, an HTTP status, `timeout`
 (sent, no answer), `refused` (never sent), `cancelled`, `pending` (no outcome yet) or `denied` (no
-attempt at all). A request ends as its last attempt does. Each attempt takes a second.
+attempt at all). A request ends as its last attempt does. Each attempt takes a second, unless it is said.
 
     in cached write5m write1h out reasoning    tokens
     list billed                                USD; list is what the price book says unless given, or none
     ceiling                                    USD reserved
     settle                                     USD by which a later word corrects it; its billing: settled_as
     says                                       the provider's words, of an HTTP status
+    takes                                      seconds by the clock, which may jump
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class History:
             else:
                 log.append(*opening)
             step.started_at = self.now
-            self.now += timedelta(seconds=1)
+            self.now += timedelta(seconds=float(step.options.get("takes", 1)))
             if closing := step.closing(following, log.started_at):
                 log.append(*closing)
             if "settle" in step.options:

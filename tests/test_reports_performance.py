@@ -140,6 +140,27 @@ def test_requests_are_put_in_order_only_where_the_attempt_before_one_had_an_answ
     assert counts == {"REASONING": (2, 1, 1), "FAST": (1, 0, 1)}
 
 
+@pytest.mark.parametrize("are_put_in_order", [False, True])
+def test_attempts_follow_each_other_as_they_are_numbered_whatever_the_clock_says(
+    are_put_in_order: bool, tmp_path: Path
+) -> None:
+    history = History(tmp_path / "ledger")
+    history.play(f"""
+        session=s-1
+            REASONING   503   takes=-3600
+            REASONING   ok    in=1 out=1  model=deepseek/deepseek-r1
+        session=s-1
+            REASONING   503   takes=-3600
+            REASONING   {"ok in=1 out=1" if are_put_in_order else "503"}  takes=-3600
+            FAST        pending   ceiling=0.5
+    """)
+    history.close()
+    models = by(str(history.path), "model")
+
+    figures = {name: picked(row, "attempts", "retries", "requests") for (name,), row in models.items()}
+    assert figures == {CHAT: (3, 1, 2), "deepseek/deepseek-r1": (1, 1, 1), QWEN: (1, 0, 1)}
+
+
 def test_money_is_exact_and_what_is_not_known_is_none(ledger: str) -> None:
     rows = by(ledger, "model")
 
