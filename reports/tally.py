@@ -47,7 +47,7 @@ unanswered as not materialized (
     from events
     where event_type between 'attempt_abandoned' and 'attempt_failed'  -- all outcomes but answers
     union all by name
-    select {step_columns}, occurred_at as started_at
+    select {step_columns}, occurred_at as started_at, seq
     from ledger_open
     where
         event_type = 'attempt_started'
@@ -76,7 +76,7 @@ in_order as (
         group_key is distinct from lag(group_key) over earlier as is_arrival,
         lag(is_attempt) over earlier is null as is_first
     from steps
-    window earlier as (partition by request_id order by seq)  -- one in flight has none, and is the last
+    window earlier as (partition by request_id order by seq)  -- without an outcome, that of its start
 ),
 later as (
     select *, row({group_key}) as group_key

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from played import ROUTES, History
 
-from ledger.events import CircuitOpened
+from ledger.events import AttemptFailed, AttemptStarted, CircuitOpened, FallbackEngaged, RequestReceived
 from ledger.reader import connect
 from reports.cli import main
 from reports.comparison import comparison_report
@@ -252,6 +252,41 @@ def test_a_tier_found_left_alone_counts_as_one_that_was_come_to(is_answered: boo
     assert picked(models[QWEN,], "attempts", "succeeded_attempts") == (1, int(is_answered))
     assert picked(models[QWEN,], "requests", "retries") == (1, 0)
     assert picked(tasks["analyze_page",], "attempts", "requests", "fallback_ratio") == (1, 1, 1.0)
+
+
+def test_an_attempt_whose_outcome_is_lost_keeps_its_place_after_a_tier_left_alone(tmp_path: Path) -> None:
+    history = History(tmp_path / "ledger")
+    request: dict[str, Any] = {
+        "request_id": "r-1", "session_id": "s-1", "task": "analyze_page", "requested_tier": "REASONING",
+    }  # fmt: skip
+    events: list[Any] = [
+        RequestReceived(**request, max_tokens=5, message_count=1, prompt_bytes=9, prompt_hash="0" * 32),
+        FallbackEngaged(**request, from_tier="REASONING", to_tier="GENERAL", reason="circuit_open"),
+    ]
+    for number, tier in enumerate(("GENERAL", "GENERAL", "FAST"), start=1):
+        provider, model = ROUTES[tier]
+        attempt = {
+            **request,
+            "tier": tier,
+            "provider": provider,
+            "model": model,
+            "attempt_id": f"a-{number}",
+            "attempt_number": number,
+        }
+        failed = AttemptFailed(
+            **attempt, started_at=history.now, billing="unbilled", billing_rule="error_status",
+            error_type="server_error",
+        )  # fmt: skip
+        events += [AttemptStarted(**attempt, max_tokens=5), failed]
+    history.record(*events, journal_id="f" * 32)
+    journal = history.path / "journals" / f"{'f' * 32}.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b'"seq":5,' not in line))  # a-1 has failed
+    rows = by(str(history.path), "tier", allow_damage=True)
+    history.close()
+
+    assert picked(rows["GENERAL",], "attempts", "in_flight_attempts", "requests", "retries") == (2, 1, 1, 1)
+    assert picked(rows["FAST",], "attempts", "requests", "retries") == (1, 1, 0)
 
 
 def test_a_period_and_several_keys(ledger: str) -> None:

@@ -29,6 +29,7 @@ kept as (
         event_type,
         event_type in ('attempt_succeeded', 'attempt_failed', 'attempt_cancelled', 'attempt_abandoned')
             as is_outcome,
+        seq,
         occurred_at,
         started_at,
         session_id,
