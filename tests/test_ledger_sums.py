@@ -14,6 +14,7 @@ import pytest
 from played import History
 
 from ledger.reader import connect
+from ledger.relations import Holds, statements
 
 REQUESTS = 30
 
@@ -175,3 +176,7 @@ def test_what_is_in_flight_is_looked_for_in_segments_of_its_journal_alone(
     assert of_many == told
     assert unfinished == [("r-later",), ("r-open",)]
     assert (len(opened), in_all) == (1 if is_sealed else 0, segments)
+    (made,) = (
+        sql for sql in statements(("attempts",), Holds(many_events=True)) if "table ledger_open" in sql
+    )
+    assert "with events as (" in made  # those segments alone, in place of the view over all
