@@ -12,6 +12,8 @@ class Together:
     """Threads that each need a common count to reach a mark; whoever leads moves it on for all.
 
     Each waits on a lock of its own, to be woken when its mark is reached or when it is its turn to lead.
+    Who is woken wakes the next, as a crowd would only run for the interpreter, and who is woken last
+    has the next one lead: by then the others may have come back, and go with it.
     That is for speed: what is right hangs on one lock, which is let go of whatever happens.
     """
 
@@ -21,7 +23,8 @@ class Together:
         self._reached = reached
         self._leading = threading.Lock()
         self._waiting: dict[threading.Lock, int] = {}  # and the mark each waits for, in the order they came
-        self._lock = threading.Lock()  # who waits
+        self._served: dict[threading.Lock, int] = {}  # likewise: their mark is reached, and they still sleep
+        self._lock = threading.Lock()  # who waits, and who is served
 
     @property
     def reached(self) -> int:
@@ -32,42 +35,49 @@ class Together:
         """Return when the mark is reached. Raises what leading raised; who waits then leads in turn."""
         try:
             while self._reached < mark:
-                if self._leading.locked():
+                if self._is_busy():
                     self._wait(mark)
                 else:
-                    with self._leading:
-                        if self._reached < mark:
-                            self._reached = self._lead(mark)
+                    self._lead_to(mark)
         finally:
-            if self._waiting:
+            if self._served or self._waiting:
                 self._pass_on()
+
+    def _is_busy(self) -> bool:
+        """Whether one leads, or some whom it led still sleep: whoever comes meanwhile goes with the next."""
+        return bool(self._served) or self._leading.locked()
+
+    def _lead_to(self, mark: int) -> None:
+        with self._leading:
+            if self._reached < mark:
+                self._reached = self._lead(mark)
+                with self._lock:
+                    for turn, waits_for in list(self._waiting.items()):
+                        if waits_for <= self._reached:
+                            self._served[turn] = self._waiting.pop(turn)
 
     def _wait(self, mark: int) -> None:
         """Wait to be woken, unless there is no need to any more."""
         turn = threading.Lock()
         turn.acquire()
         with self._lock:
+            if self._reached >= mark or not self._is_busy():
+                return
             self._waiting[turn] = mark
         try:
-            if self._reached < mark and self._leading.locked():
-                turn.acquire(timeout=_LOST_S)
+            turn.acquire(timeout=_LOST_S)
         finally:
             with self._lock:
                 self._waiting.pop(turn, None)
+                self._served.pop(turn, None)
 
     def _pass_on(self) -> None:
-        """Wake one whose mark is reached, and one to lead where nobody does.
-
-        Each that is woken wakes the next: a crowd would only run for the interpreter.
-        """
+        """Wake the next whose mark is reached; after the last of them, the next to lead."""
         with self._lock:
-            self._wake(lambda mark: mark <= self._reached)
-            if not self._leading.locked():
-                self._wake(lambda mark: mark > self._reached)
-
-    def _wake(self, who: Callable[[int], bool]) -> None:
-        """Wake the first in line with such a mark. Under the lock."""
-        waiting = next((waiting for waiting, mark in self._waiting.items() if who(mark)), None)
-        if waiting is not None:
-            del self._waiting[waiting]
-            waiting.release()
+            if not self._served and self._leading.locked():
+                return  # whoever leads passes on
+            line = self._served or self._waiting
+            for turn in line:
+                del line[turn]
+                turn.release()
+                return

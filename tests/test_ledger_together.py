@@ -129,3 +129,27 @@ def test_a_thread_that_is_interrupted_leaves_nobody_waiting(
         thread.join(30)
         assert not thread.is_alive()
     assert together.reached == 4
+
+
+def test_nobody_leads_while_some_whose_mark_is_reached_still_sleep() -> None:
+    led: list[int] = []
+
+    def lead(mark: int) -> int:
+        led.append(mark)
+        return mark
+
+    together = Together(lead, reached=1)
+    sleeper = threading.Lock()
+    sleeper.acquire()
+    together._served[sleeper] = 1
+    coming_back = threading.Thread(target=together.reach, args=(2,))
+    coming_back.start()
+    while not together._waiting and coming_back.is_alive():
+        pass
+    assert not led, "the one that still sleeps may come back, and go with it"
+    together.reach(1)  # whoever passes by wakes the next in line
+    assert sleeper.acquire(blocking=False)
+    assert not led
+    together.reach(1)  # as the sleeper does, woken last
+    coming_back.join(30)
+    assert led == [2]
