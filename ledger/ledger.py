@@ -5,8 +5,8 @@
         log.append(AttemptSucceeded(...), RequestCompleted(...))        # durable before route() returns
         ledger.connect().sql("select * from sessions")
 
-A request's whole story is in one journal. This module decides which, tells state.db, and lets go of
-everything at a fork; how a line is written is the journal's affair.
+A request's whole story is in one journal (own_journals.py), and state.db is told of it (projection.py):
+here is what becomes of a request with both, and what a program may ask of the whole.
 """
 
 from __future__ import annotations
@@ -18,34 +18,31 @@ import hashlib
 import logging
 import os
 import shutil
-import socket
 import tempfile
-import threading
-import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
-import apsw
 from pydantic import BaseModel
 
 from ledger import price_books
 from ledger.auto_sealing import AutoSealer
 from ledger.budgeting import budgets_of, keep_to_file, lift_budget, set_budget
-from ledger.budgets import NO_BUDGETS, Budget, Budgets, Hold, Limit, Warned
+from ledger.budgets import Budget, Budgets, Hold, Limit, Warned
 from ledger.circuit_board import CircuitBoard
-from ledger.errors import DamagedLedger, LedgerBusy, LedgerError
-from ledger.events import JournalOpened, RequestReceived, build_models
+from ledger.errors import DamagedLedger, LedgerError
+from ledger.events import RequestReceived, build_models
 from ledger.history import all_runs
 from ledger.journal import Clock, Journal
 from ledger.layout import lay_out
 from ledger.living import LivingJournals, tell_of_living
+from ledger.own_journals import OwnJournals
 from ledger.prices import PriceBook
+from ledger.projection import Projection, apply
 from ledger.recovery import has_living_writers
 from ledger.request_log import RequestLog
 from ledger.reservations import OthersMayLag
@@ -64,12 +61,9 @@ _T = TypeVar("_T")
 
 _log = logging.getLogger("ledger")
 
-_POLL_S = 0.000_5
 _OUTCOME_WAITS_S = 0.25  # to tell state.db, where budgets wait for the rest of its ceiling
-ROTATE_AT_EVENTS = 50_000
 TELL_AT_COMMITS = 16  # with outcomes of attempts whose ceilings are held: until then these count
 COUNTED_AT_MOST = 16  # events, one by one, for a question; more are told
-APPLY_AT_EVENTS = 512  # state.db lags behind by at most so many events of a writer without budgets
 
 
 class Held(NamedTuple):
@@ -121,23 +115,20 @@ class Ledger:
         self._temporary = temporary
         self._closed = False
         self._sealer = AutoSealer(path, enabled=auto_seal)
-        self._journals: dict[Journal, int] = {}  # this process's, with the requests that lease them
-        self._current: Journal | None = None
-        self._some_wait = False  # lines of these journals, for the disk
-        self._open_state: State | None = None
+        self._projection = Projection(path)
+        self._journals = OwnJournals(
+            path, clock, durable=durability == "power-loss", projection=self._projection
+        )
         self.is_limited = False  # by more than what single calls bring along, as of the last look
         self._untold_commits = 0
         self._living = LivingJournals(path)
-        self._lock = threading.Lock()  # which journals there are
-        self._state_lock = threading.Lock()  # state.db
         self.circuits = CircuitBoard(self)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         try:
             self._identity = lay_out(path, temporary=temporary)
             price_books.keep(path, prices)
             self._today = clock().date()
-            with self._state() as state:
-                self._derive_if_new(state)
+            self._derive_if_new()
             self.end_dead_journals()
             self._sealer.start_if_due(self._today)
         except OSError as error:
@@ -258,11 +249,11 @@ class Ledger:
 
     def open_request(self, received: RequestReceived) -> RequestLog:
         """A request's line to its journal; nothing is recorded before its first `append`."""
-        return RequestLog(self, self._lease_journal(), received)
+        return RequestLog(self, self._journals.lease(), received)
 
     def budgets(self) -> Budgets:
         """The budgets in force now, whoever set them. Raises LedgerError where that cannot be told."""
-        with self._state() as state:
+        with self._projection.state() as state:
             found = state.budgets()
         if not found:
             self.is_limited = False
@@ -281,8 +272,7 @@ class Ledger:
 
     def budgets_known(self) -> Budgets:
         """The budgets in force, as of this process's last look; looked at now where there were none."""
-        state = self._open_state
-        return (state.known_budgets if state is not None else NO_BUDGETS) or self.budgets()
+        return self._projection.known_budgets or self.budgets()
 
     def reserve(
         self,
@@ -297,9 +287,9 @@ class Ledger:
         """
         quarter = quarter_of(self._clock())
         asked = (journal.id, hold, limits, quarter)
-        if not self._becomes_limited(limits) and self._is_held_at_once(*asked, earlier_usd):
+        if not self._becomes_limited(limits) and self._projection.reserve_at_once(*asked, earlier_usd):
             return Held(quarter, ())
-        own = self._own_journals()
+        own = self._journals.all()
         told = {each.id for each in own}
 
         def warned(state: State) -> list[Warned]:
@@ -307,7 +297,7 @@ class Ledger:
 
         while True:
             try:
-                return Held(quarter, self._transact(own, warned))
+                return Held(quarter, self._projection.transact(own, warned))
             except OthersMayLag as lag:
                 self._read_living(lag.journal_ids)
                 told |= lag.journal_ids
@@ -322,14 +312,6 @@ class Ledger:
         self.is_limited = bool(self.budgets_known()) or any(limit.scope != "request" for limit in limits)
         return self.is_limited
 
-    def _is_held_at_once(self, *asked: Any) -> bool:
-        with self._state_lock:
-            state = self._open_state
-            try:
-                return state is not None and state.reserve_at_once(*asked)
-            except apsw.Error as error:
-                raise state.error_of(error) from error  # type: ignore[union-attr]  # it has raised it
-
     def tell(self, journal: Journal, *, can_wait: bool) -> None:
         """State.db is to know what a journal has written, without waiting long for others.
 
@@ -338,40 +320,40 @@ class Ledger:
         self._untold_commits += 1
         if not (can_wait and self._untold_commits < TELL_AT_COMMITS):
             self._untold_commits = 0
-            self._apply_quietly(journal, wait_s=_OUTCOME_WAITS_S)
+            self._projection.apply_quietly(journal, wait_s=_OUTCOME_WAITS_S)
 
     def read_state(self, ask: Callable[[State], _T]) -> _T:
         """What state.db says once it knows all that this process has written."""
-        return self._transact(self._own_journals(), ask)
+        return self._projection.transact(self._journals.all(), ask)
 
     def session_spent(self, session_id: str) -> Decimal | None:
         """What a session has cost, as state.db has it; None where that may not be all. Raises LedgerError."""
-        own = self._own_journals()
+        own = self._journals.all()
         if not self._knows_others({journal.id for journal in own}):
             return None
         journal_id, untold = "", []
         if len(own) == 1:  # what it has not told yet is added here: nothing is written for a question
             journal_id, untold = own[0].id, own[0].take_unapplied()
         if len(own) > 1 or len(untold) > COUNTED_AT_MOST:
-            self._catch_up()
+            self._projection.catch_up(self._journals.all())
             untold = []
-        with self._state() as state:
+        with self._projection.state() as state:
             return state.session_spent(session_id, journal_id, untold)
 
     def _knows_others(self, own: set[str]) -> bool:
         """Whether state.db knows all that journals of others hold, after they were read where it did not."""
-        with self._state() as state:
+        with self._projection.state() as state:
             lagging = self._living.lagging(state, own)
         return not lagging or self._read_living(lagging)
 
     def apply_living(self) -> None:
         """Tell state.db what living journals of all processes hold, though their owners have not yet."""
-        self._catch_up()
+        self._projection.catch_up(self._journals.all())
         self._read_living(self._living.names())
 
     def _read_living(self, journal_ids: Iterable[str]) -> bool:
         try:
-            with self._state() as state:
+            with self._projection.state() as state:
                 return tell_of_living(self.path, state, journal_ids)
         except OSError as error:
             raise LedgerError(f"journals of {self.path} cannot be read: {error}") from error
@@ -381,12 +363,12 @@ class Ledger:
 
         Raises LedgerError where they could not be written: they are written as soon as that is possible.
         """
-        journal = self._lease_journal()
+        journal = self._journals.lease()
         try:
             journal.append(events, must_keep=True)
         finally:
-            self.request_ended(journal)
-        self._apply_quietly(journal)
+            self._journals.give_back(journal)
+        self._projection.apply_quietly(journal)
 
     def settle(
         self, attempt_id: str, billed_usd: Decimal | None, *, reason: str | None = None
@@ -404,7 +386,7 @@ class Ledger:
 
     def flush(self) -> None:
         """Write what waits for the disk in this process's journals. Raises LedgerError where that fails."""
-        for journal in self._own_journals():
+        for journal in self._journals.all():
             journal.flush()
 
     def end_dead_journals(self) -> None:
@@ -414,24 +396,24 @@ class Ledger:
         """
         from ledger.sealing import recover_dead
 
-        self._catch_up()
+        self._projection.catch_up(self._journals.all())
         try:
-            with self._state() as state:
+            with self._projection.state() as state:
                 recover_dead(self.path, state, self._clock)
         except OSError as error:
             raise LedgerError(f"dead journals of {self.path} cannot be ended: {error}") from error
 
     def release(self, attempt_id: str) -> None:
         """Let go of a hold whose attempt never started."""
-        with contextlib.suppress(LedgerError), self._state() as state, state.transaction():
+        with contextlib.suppress(LedgerError), self._projection.state() as state, state.transaction():
             state.release(attempt_id)
 
     def seal(self, *, wait_s: float = 60.0) -> Sealed:
         """Move all whole lines of all journals into segments; see ledger.sealing."""
         from ledger.sealing import seal
 
-        self._catch_up()
-        with self._state() as state:
+        self._projection.catch_up(self._journals.all())
+        with self._projection.state() as state:
             return seal(self.path, self.id, state, self._clock, wait_s=wait_s)
 
     def connect(self, session_id: str | None = None) -> duckdb.DuckDBPyConnection:
@@ -452,169 +434,34 @@ class Ledger:
             return
         self._closed = True
         atexit.unregister(self._at_exit)
-        with self._lock:
-            journals, self._journals, self._current = list(self._journals), {}, None
         try:
-            for journal in journals:
-                self._close_journal(journal, "closed")
+            self._journals.close()
         finally:
-            with self._state_lock:
-                if self._open_state is not None:
-                    self._open_state.close()
-                    self._open_state = None
+            self._projection.close()
             if self._temporary:
                 shutil.rmtree(self.path, ignore_errors=True)
 
-    # the journals of this process
-
-    def _own_journals(self) -> list[Journal]:
-        with self._lock:
-            return list(self._journals)
-
-    def _lease_journal(self) -> Journal:
-        """The journal for a new request. It stays open until `request_ended`."""
-        with self._lock:
-            if self._closed:
-                raise LedgerError(f"the ledger {self.path} is closed; open it again to record more")
-            if self._current is not None and self._current.is_lost:
-                self._journals.pop(self._current, None)
-                self._current.leave()
-                self._current = None
-            if self._current is None:
-                self._current = self._new_journal()
-                self._journals[self._current] = 0
-            self._journals[self._current] += 1
-            return self._current
-
-    def _new_journal(self) -> Journal:
-        import uuid_utils
-
-        opened = JournalOpened(host=socket.gethostname() or "unknown", pid=os.getpid(), version=_version())
-        journal = Journal.create(
-            self.path / "journals",
-            uuid_utils.uuid7().hex,
-            opened,
-            self._clock,
-            durable=self.durability == "power-loss",
-        )
-        journal.apply_at_seq = APPLY_AT_EVENTS
-        return journal
-
     def journal_appended(self, journal: Journal, occurred_at: datetime) -> None:
         """What need not be done at each append: tell state.db, rotate, seal a day that is over."""
-        if self._some_wait:  # for the disk, which has just taken something
-            self._write_what_waits()
-        if journal.seq >= journal.apply_at_seq:
-            journal.apply_at_seq = (
-                journal.seq + APPLY_AT_EVENTS
-            )  # where it fails too: an append waits for nobody
-            self._apply_quietly(journal, wait_s=0)
+        rotated = self._journals.appended(journal)
         today = occurred_at.date()
-        if journal.seq >= ROTATE_AT_EVENTS or today != self._today:
-            with self._lock:
-                rotated = journal is self._current and journal.seq >= ROTATE_AT_EVENTS
-                if rotated:
-                    self._current = None
-                new_day, self._today = today != self._today, today
-                idle = rotated and self._journals.get(journal) == 0
-            if idle:
-                self._drop(journal)
-            if rotated or new_day:
-                self._sealer.start()
+        if rotated or today != self._today:
+            self._today = today
+            self._sealer.start()
 
     def journal_waits(self) -> None:
         """Lines of a journal wait for the disk: they are written after the next append that succeeds."""
-        self._some_wait = True
-
-    def _write_what_waits(self) -> None:
-        self._some_wait = False
-        for journal in self._own_journals():
-            try:
-                journal.flush()
-            except LedgerError:
-                self._some_wait = not journal.is_lost
-                continue
-            with self._lock:
-                drained = journal is not self._current and self._journals.get(journal) == 0
-            if drained:
-                self._drop(journal)
+        self._journals.some_wait()
 
     def request_ended(self, journal: Journal) -> None:
-        """Give a leased journal back; one that was rotated out is closed with its last request."""
-        with self._lock:
-            if journal not in self._journals:
-                return  # closed meanwhile
-            self._journals[journal] -= 1
-            drained = journal is not self._current and self._journals[journal] == 0
-        if drained:
-            self._drop(journal)
-
-    def _drop(self, journal: Journal) -> None:
-        with self._lock:
-            if journal.has_queue and not journal.is_lost:
-                return  # what happened is kept until it can be written
-            if self._journals.pop(journal, None) is None:
-                return
-        self._close_journal(journal, "rotated")
-
-    def _close_journal(self, journal: Journal, reason: str) -> None:
-        try:
-            journal.close(reason)
-        except LedgerError as error:
-            _log.error("journal %s is left for recovery to close: %s", journal.id, error)
-        self._apply_quietly(journal)
+        """Give a leased journal back."""
+        self._journals.give_back(journal)
 
     # state.db
 
-    @contextlib.contextmanager
-    def _state(self, *, patient: bool = True) -> Iterator[State]:
-        """state.db, opened when first used, for one thread at a time."""
-        self._wait_for_state(None if patient else 0)
-        with self._state_lock:
-            state = self._open_state = self._open_state or State(self.path / "state.db")
-            with state.told():
-                yield state
-
-    def _wait_for_state(self, wait_s: float | None) -> None:
-        """Wait until no other thread is at state.db; `with` then takes its lock, which no Ctrl-C can keep."""
-        give_up_at = time.monotonic() + (wait_s or 0)
-        while wait_s is not None and self._state_lock.locked():
-            if time.monotonic() >= give_up_at:
-                raise LedgerBusy(f"another thread is at {self.path}/state.db; try again")
-            time.sleep(_POLL_S)
-
-    def _transact(
-        self, journals: Sequence[Journal], do: Callable[[State], _T], *, wait_s: float | None = None
-    ) -> _T:
-        """Do something in a transaction of state.db that begins with what these journals have written.
-
-        wait_s: for threads and processes that are at it; None: as long as it takes, up to a bound.
-        """
-        self._wait_for_state(wait_s)
-        with self._state_lock:
-            state = self._open_state = self._open_state or State(self.path / "state.db")
-            try:
-                state.begin(wait_s=wait_s)
-                applied = [(journal, _apply(state, journal)) for journal in journals]
-                result = do(state)
-                state.commit()
-            except apsw.Error as error:
-                state.undo()
-                raise state.error_of(error) from error
-            except BaseException:
-                state.undo()
-                raise
-        for journal, seq in applied:  # only now: a transaction that failed has applied nothing
-            if seq:
-                journal.applied(seq)
-        return result
-
-    def _catch_up(self) -> None:
-        self._transact(self._own_journals(), _nothing)
-
     def look_up(self, what: Callable[[State], _T]) -> _T:
         """Something that state.db says. Raises LedgerBusy where another thread is at it, LedgerError."""
-        with self._state(patient=False) as state:
+        with self._projection.state(patient=False) as state:
             return what(state)
 
     def decide(
@@ -629,71 +476,45 @@ class Ledger:
         Returns what `then` finds. Raises LedgerBusy, LedgerError: nothing has changed; an event that could
         not be written is written as soon as that is possible.
         """
-        journal = self._lease_journal()
+        journal = self._journals.lease()
         try:
-            with self._state(patient=patient) as state:
+            with self._projection.state(patient=patient) as state:
                 with state.transaction(patient=patient):
                     event = decision(state)
                     applied_seq = 0
                     if event is not None:
                         journal.append([event], must_keep=True)
-                        applied_seq = _apply(state, journal)
+                        applied_seq = apply(state, journal)
                     found = then(state)
                 if applied_seq:
                     journal.applied(applied_seq)
                 return found
         finally:
-            self.request_ended(journal)
+            self._journals.give_back(journal)
 
-    def _apply_quietly(self, journal: Journal, *, wait_s: float | None = None) -> None:
-        """state.db is derived: nothing that fails in it may fail a request that is on the books."""
-        try:
-            self._transact([journal], _nothing, wait_s=wait_s)
-        except Exception as error:
-            unremarkable = isinstance(error, LedgerBusy) and wait_s is not None
-            level = logging.DEBUG if unremarkable else logging.WARNING
-            _log.log(level, "state.db lags behind journal %s: %s", journal.id, error)
-
-    def _derive_if_new(self, state: State) -> None:
-        if not state.is_derived:
-            with state.transaction():
-                state.rebuild(all_runs(self.path))
+    def _derive_if_new(self) -> None:
+        with self._projection.state() as state:
+            if not state.is_derived:
+                with state.transaction():
+                    state.rebuild(all_runs(self.path))
 
     # forks
 
     def _before_fork(self) -> None:
         """SQLite must not be open in both; and no lock may be held by a thread the child does not have."""
         build_models()
-        self._lock.acquire()
-        self._state_lock.acquire()
-        if self._open_state is not None:
-            self._open_state.close()
-            self._open_state = None
+        self._journals.before_fork()
+        self._projection.before_fork()
 
     def _after_fork_in_parent(self) -> None:
-        self._state_lock.release()
-        self._lock.release()
+        self._projection.after_fork_in_parent()
+        self._journals.after_fork_in_parent()
 
     def _after_fork_in_child(self) -> None:
-        inherited, self._journals, self._current = list(self._journals), {}, None
-        self._lock, self._state_lock = threading.Lock(), threading.Lock()
+        self._projection.after_fork_in_child()
         self._sealer.process = None
         self._temporary = False  # the folder is the parent's to remove
-        for journal in inherited:
-            journal.leave_in_child()
-
-
-def _apply(state: State, journal: Journal) -> int:
-    """Count what a journal has written and state.db has not; the number of the last such event, else 0."""
-    events = journal.take_unapplied()
-    if not events:
-        return 0
-    state.apply(journal.id, events)
-    return events[-1][0]
-
-
-def _nothing(_: State) -> None:
-    """What is done where catching up is all there is to do."""
+        self._journals.after_fork_in_child()
 
 
 def _usable_state(root: Path) -> State:
@@ -737,11 +558,3 @@ def _close_at_exit(ref: Callable[[], Ledger | None]) -> None:
     ledger = ref()
     if ledger is not None:
         ledger.close()
-
-
-@functools.cache
-def _version() -> str:
-    try:
-        return metadata.version("bughive-costs")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -229,11 +229,11 @@ def test_what_was_read_in_a_transaction_that_sqlite_undid_is_read_again(tmp_path
     ):
         ledger.set_budget(Budget("all", None, D(100)))
         begin(ledger, "r-1")
-        with ledger._state() as state:
+        with ledger._projection.state() as state:
             state._db.set_commit_hook(lambda: True)  # SQLite rolls back by itself, as for a disk error
         with pytest.raises(LedgerError):
             ledger.set_budget(Budget("all", None, D(200)))
-        with ledger._state() as state:
+        with ledger._projection.state() as state:
             state._db.set_commit_hook(None)
         another.set_budget(Budget("session", "s-1", CEILING))
 

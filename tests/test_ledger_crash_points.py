@@ -33,7 +33,7 @@ import pytest
 from forgetful import Died, Left, Worst
 from world import World
 
-from ledger import ledger as ledger_module
+from ledger import own_journals
 from ledger.errors import LedgerError
 from ledger.settings import Durability
 
@@ -370,8 +370,8 @@ def points_of(name: str, durability: Durability = "power-loss") -> Points:
 
 @pytest.fixture(autouse=True)
 def _small_journals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 8)
-    monkeypatch.setattr(ledger_module, "APPLY_AT_EVENTS", 12)
+    monkeypatch.setattr(own_journals, "ROTATE_AT_EVENTS", 8)
+    monkeypatch.setattr(own_journals, "APPLY_AT_EVENTS", 12)
 
 
 @pytest.mark.parametrize("loses_power", [False, True], ids=["killed", "power loss"])

@@ -31,8 +31,7 @@ import pytest
 from events_by_hand import answered_request, completed, gave_up, received, started, succeeded
 from sound import Promise, Promises, Row, snapshot, unsound
 
-from ledger import CostTracker, Ledger
-from ledger import ledger as ledger_module
+from ledger import CostTracker, Ledger, own_journals
 from ledger.budgets import Hold, Limit
 from ledger.errors import LedgerError
 from ledger.reader import connect
@@ -197,7 +196,7 @@ def record_the_outcome_after_a_refusal(books: Books) -> None:
 
 def begin_a_journal(books: Books) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger_module, "ROTATE_AT_EVENTS", 1)
+        patch.setattr(own_journals, "ROTATE_AT_EVENTS", 1)
         books.ledger.journal_appended(books.log._journal, books.ledger.now())
         books.record("in a new journal")
 
@@ -373,7 +372,7 @@ def _rotated_in_trouble(trouble: str, place: Path) -> None:
     with Ledger.open(path, auto_seal=False) as ledger:
         books = _with_a_request_in_flight(ledger, Noted(), "rotated")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ledger_module, "ROTATE_AT_EVENTS", 1)
+            patch.setattr(own_journals, "ROTATE_AT_EVENTS", 1)
             books.record("the last of this journal but one")
         books.record("in the next journal")
         with TROUBLES[trouble](path):
@@ -421,7 +420,7 @@ def _routed_in_trouble(trouble: str, place: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, routing(path) as asked:
         asked.ask()
         if trouble in ("no handles", "no permission"):  # what is open stays open
-            patch.setattr(ledger_module, "ROTATE_AT_EVENTS", 1)
+            patch.setattr(own_journals, "ROTATE_AT_EVENTS", 1)
         answers = 1
         with TROUBLES[trouble](path), pytest.raises(LedgerError) as refused:
             for _ in range(20):
@@ -480,7 +479,7 @@ def _answer_into(trouble: Trouble, ledger: Ledger, lasting: contextlib.ExitStack
 
 
 def _journal_of(ledger: Ledger) -> Path:
-    (journal,) = ledger._own_journals()
+    (journal,) = ledger._journals.all()
     return journal.path
 
 

@@ -23,7 +23,7 @@ from events_by_hand import answered_request, completed, failed, gave_up, receive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import CostTracker, Ledger, auto_sealing, files, history
+from ledger import CostTracker, Ledger, auto_sealing, files, history, own_journals, projection
 from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
@@ -31,6 +31,7 @@ from ledger.errors import BudgetExceeded, LedgerError
 from ledger.events import REQUEST_ENDS
 from ledger.lines import read_story
 from ledger.manifest import read_manifest
+from ledger.state import State
 
 ROOT = Path(__file__).parents[1]
 D = Decimal
@@ -186,7 +187,7 @@ def test_an_outcome_that_cannot_be_written_now_is_written_later(
 def test_a_requests_whole_story_is_in_one_journal_which_closes_after_its_last_request(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 8)
+    monkeypatch.setattr(own_journals, "ROTATE_AT_EVENTS", 8)
     with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
         long = ledger.begin(received("long"), started("long"))
         answered_request(ledger, "r-1")
@@ -243,7 +244,7 @@ def test_opening_a_ledger_has_what_lies_about_sealed_beside_the_program(
 
 
 def test_a_full_journal_is_sealed_beside_the_program(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 5)
+    monkeypatch.setattr(own_journals, "ROTATE_AT_EVENTS", 5)
     with Ledger.open(path, "process-crash") as ledger:
         answered_request(ledger, "r-1")
         assert ledger._sealer.process is not None
@@ -365,7 +366,7 @@ def test_a_forked_child_goes_on_with_a_journal_of_its_own(ledger: Ledger) -> Non
 
 def test_a_child_cannot_go_on_with_its_parents_request_and_does_not_hang_on_it(ledger: Ledger) -> None:
     log = ledger.begin(received(), started())
-    journal = ledger._current
+    journal = ledger._journals._current
     assert journal is not None
     journal._lock.acquire()  # as a thread that writes at the moment of the fork
     child = os.fork()
@@ -503,7 +504,7 @@ def test_state_db_is_the_fold_of_the_events_however_it_got_there(
     steps: list[tuple[str, str | None, Decimal]], lag: int
 ) -> None:
     with Ledger.in_memory() as ledger, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ledger_module, "APPLY_AT_EVENTS", lag)
+        patch.setattr(own_journals, "APPLY_AT_EVENTS", lag)
         for number, (kind, session_id, cost) in enumerate(steps):
             name = f"r-{number}"
             log = ledger.begin(received(name, session_id=session_id), started(name, session_id=session_id))
@@ -550,9 +551,9 @@ def test_a_state_db_that_is_no_database_is_named_with_what_to_do(path: Path) -> 
 def test_trouble_with_state_db_does_not_fail_a_request_that_is_on_the_books(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ledger_module, "APPLY_AT_EVENTS", 1)
+    monkeypatch.setattr(own_journals, "APPLY_AT_EVENTS", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module.State, "apply", lambda *_: (_ for _ in ()).throw(LedgerError("stuck")))
+        patch.setattr(State, "apply", lambda *_: (_ for _ in ()).throw(LedgerError("stuck")))
         answered_request(ledger, "r-1")
     assert "state.db lags behind" in caplog.text
     answered_request(ledger, "r-2")
@@ -607,7 +608,7 @@ def test_a_chdir_does_not_move_the_ledger(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_ctrl_c_in_a_transaction_leaves_no_lock_behind(ledger: Ledger) -> None:
-    with ledger._state() as state:
+    with ledger._projection.state() as state:
         state._db.execute("begin immediate")  # as if interrupted right after it
         with state.transaction():
             assert state.indexed() == (0, "")
@@ -647,10 +648,11 @@ def test_a_journal_that_another_has_written_to_is_left_and_a_new_one_begun(ledge
 
 
 def test_a_ctrl_c_while_state_db_is_asked_leaves_its_lock_free(ledger: Ledger) -> None:
+    held_in = {ledger_module.__file__, projection.__file__}
     asked = 0
 
     def interrupt(signal_number: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code.co_filename == ledger_module.__file__:
+        if frame is not None and frame.f_code.co_filename in held_in:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
@@ -662,7 +664,7 @@ def test_a_ctrl_c_while_state_db_is_asked_leaves_its_lock_free(ledger: Ledger) -
                     ledger.session_spent("s-1")
                     ledger.budgets()
             signal.setitimer(signal.ITIMER_REAL, 0)
-            asked += not ledger._state_lock.locked()
+            asked += not ledger._projection._lock.locked()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from events_by_hand import answered_request, completed, received, started, succeeded
 
-from ledger import ledger as ledger_module
-from ledger import living
+from ledger import living, own_journals
 from ledger.budgets import Budget, Hold
 from ledger.errors import BudgetExceeded
 from ledger.ledger import Ledger
@@ -201,7 +200,7 @@ def test_a_ceiling_held_right_before_its_journal_is_rotated_is_let_go_of_with_it
 ) -> None:
     ledger, another = two
     ledger.set_budget(Budget("session", "s-1", D("0.03")))
-    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 4)
+    monkeypatch.setattr(own_journals, "ROTATE_AT_EVENTS", 4)
     log, first = ledger.open_request(received("r-1")), started("r-1")
     log.reserve(Hold(first.attempt_id, "r-1", "s-1", first.task, first.tier, first.model, CEILING))
     answer(begin(ledger, "r-2"), "r-2", "0.004")  # rotates
@@ -215,7 +214,7 @@ def test_a_ceiling_held_right_before_its_journal_is_rotated_is_let_go_of_with_it
         answer(log, "r-1", "0.004")
     else:
         log.abandon()
-    assert log.journal_id not in {journal.id for journal in ledger._journals}
+    assert log.journal_id not in {journal.id for journal in ledger._journals.all()}
     held = another.read_state(lambda state: state.balance("session", "s-1"))
     assert held.reserved_usd == CEILING  # of r-3
     begin(another, "r-5", D("0.002"))

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from world import World, Writer
 
-from ledger import ledger as ledger_module
+from ledger import own_journals
 from ledger.errors import LedgerError
 from ledger.reader import connect
 
@@ -50,8 +50,8 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="machine-")
         self.small = pytest.MonkeyPatch()
-        self.small.setattr(ledger_module, "ROTATE_AT_EVENTS", 10)
-        self.small.setattr(ledger_module, "APPLY_AT_EVENTS", 6)
+        self.small.setattr(own_journals, "ROTATE_AT_EVENTS", 10)
+        self.small.setattr(own_journals, "APPLY_AT_EVENTS", 6)
         self.world = World(Path(self.folder.name))
         self.world.__enter__()
         self.writers: dict[str, Writer] = {}

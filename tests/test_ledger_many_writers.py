@@ -21,8 +21,7 @@ import pytest
 from events_by_hand import completed, received, started, succeeded
 from sound import Promises, events_in, inconsistent, lost, promises_in, snapshot, unsound
 
-from ledger import Ledger
-from ledger import ledger as ledger_module
+from ledger import Ledger, own_journals
 from ledger import recovery as recovery_module
 from ledger import sealing as sealing_module
 from ledger import state as state_module
@@ -132,8 +131,8 @@ def write_until(
 def test_many_writers_a_reader_and_a_sealer_lose_nothing_and_every_report_adds_up(
     path: Path, promises: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 60)
-    monkeypatch.setattr(ledger_module, "APPLY_AT_EVENTS", 16)
+    monkeypatch.setattr(own_journals, "ROTATE_AT_EVENTS", 60)
+    monkeypatch.setattr(own_journals, "APPLY_AT_EVENTS", 16)
     monkeypatch.setattr(sealing_module, "JOURNAL_REMOVED_AFTER_S", 0.1)
     written = tmp_path / "written"
     Ledger.open(path, auto_seal=False).close()
@@ -311,7 +310,7 @@ def test_a_process_stopped_while_it_holds_state_db_delays_others_up_to_a_bound(
     path: Path, promises: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_module, "_BUSY_POLLS", 50)
-    monkeypatch.setattr(ledger_module, "APPLY_AT_EVENTS", 4)
+    monkeypatch.setattr(own_journals, "APPLY_AT_EVENTS", 4)
 
     def hold_it() -> None:
         with Ledger.open(path, auto_seal=False) as ledger:
@@ -345,7 +344,7 @@ def test_appends_do_not_wait_for_state_db_again_and_again(
     """What is told to state.db later is a convenience; what a request waits for is its own journal."""
     waits: list[float] = []
     monkeypatch.setattr(state_module, "_BUSY_POLLS", 1_000)
-    monkeypatch.setattr(ledger_module, "APPLY_AT_EVENTS", 16)
+    monkeypatch.setattr(own_journals, "APPLY_AT_EVENTS", 16)
     monkeypatch.setattr(time, "sleep", waits.append)
     with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
         record(ledger, Promises(promises / "one"), "o-0")

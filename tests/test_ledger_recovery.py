@@ -151,7 +151,7 @@ def test_a_recovery_that_died_is_continued(path: Path, lines_written: int) -> No
 def test_a_reservation_without_an_attempt_is_dropped(path: Path) -> None:
     hold = Hold("r-9-a1", "r-9", "s-1", "t", "REASONING", "m", D("0.5"))
     die(path, lambda ledger: ledger.open_request(received()).reserve(hold, []))
-    with Ledger.open(path) as ledger, ledger._state() as state:
+    with Ledger.open(path) as ledger, ledger._projection.state() as state:
         assert state.balance("request", "r-9") == Balance()
 
 

@@ -123,10 +123,10 @@ def test_a_quarter_of_an_hour_may_cost_more_than_an_integer_of_sqlite_holds(tmp_
             answered_request(ledger, f"r-{number}", list_cost_usd=DEAREST_USD, billed_cost_usd=None)
     with Ledger.open(path, "process-crash", auto_seal=False) as ledger:  # it opens, and knows the sum
         for scope, scope_id in (("session", "s-1"), ("all", "")):
-            with ledger._state() as state:
+            with ledger._projection.state() as state:
                 assert state.balance(scope, scope_id).spent_usd == MANY * DEAREST_USD
         ledger.seal()
-        with ledger._state() as state:
+        with ledger._projection.state() as state:
             along_the_way = state.dump()
             state.rebuild(history.all_runs(path))
             assert state.dump() == along_the_way
@@ -138,6 +138,6 @@ def test_ceilings_in_flight_may_be_more_than_an_integer_of_sqlite_holds(tmp_path
     with Ledger.open(tmp_path / "ledger", "process-crash", auto_seal=False) as ledger:
         for number in range(MANY):
             ledger.begin(received(f"r-{number}"), started(f"r-{number}", reserved_usd=DEAREST_USD))
-        held = ledger._transact(list(ledger._journals), lambda state: state.balance("session", "s-1"))
+        held = ledger.read_state(lambda state: state.balance("session", "s-1"))
 
     assert (held.spent_usd, held.reserved_usd) == (0, MANY * DEAREST_USD)

@@ -35,9 +35,8 @@ import pytest
 from forgetful import Died, Worst
 from world import World
 
-from ledger import files, recovery, sealing
+from ledger import files, own_journals, recovery, sealing
 from ledger import journal as journal_module
-from ledger import ledger as ledger_module
 from ledger.events import JournalOpened, event_of
 from ledger.files import open_private, sync_data, sync_folder, try_lock, write_all
 from ledger.journal import Journal
@@ -99,7 +98,7 @@ def test_a_journal_has_its_name_only_when_it_is_locked_and_has_its_first_line(tm
             with another(world):
                 world.start("another")
 
-        for name in ("Journal.create: create journal.tmp", "Ledger._new_journal: create journal"):
+        for name in ("Journal.create: create journal.tmp", "OwnJournals._new_journal: create journal"):
             world.disk.hooks[f"{name} (after)"] = recover
         world.start().answer("r-1")
         yield from looked_at(world)
@@ -153,7 +152,7 @@ def test_numbers_are_given_under_one_lock(tmp_path: Path, monkeypatch: pytest.Mo
         """A second thread appends while the first is about to give a line its number."""
         writer = world.start()
         writer.answer("r-0")
-        (journal,) = writer.ledger._own_journals()
+        (journal,) = writer.ledger._journals.all()
         lock = Lock()
         journal._lock = lock  # type: ignore[assignment]
         second = threading.Thread(target=lambda: writer.begin("r-2"))
@@ -181,7 +180,7 @@ def test_one_thread_at_a_time_writes(tmp_path: Path) -> None:
         """A second thread appends while the first is about to write."""
         writer = world.start()
         writer.answer("r-0")
-        (journal,) = writer.ledger._own_journals()
+        (journal,) = writer.ledger._journals.all()
         journal._file_lock = Lock()  # type: ignore[assignment]
         with ThreadPoolExecutor(1) as pool:
             world.disk.hooks["Journal._write: write journal (before)"] = lambda: writer.begin_beside(
@@ -286,7 +285,7 @@ def test_after_a_failed_sync_the_journal_goes_on_under_its_own_id_in_a_new_file(
 def test_a_journal_is_closed_only_when_its_last_request_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "ROTATE_AT_EVENTS", 6)
+    monkeypatch.setattr(own_journals, "ROTATE_AT_EVENTS", 6)
 
     def history(world: World) -> Iterator[str]:
         writer = world.start()
@@ -301,8 +300,8 @@ def test_a_journal_is_closed_only_when_its_last_request_has_ended(
 
     def closing_at_once(ledger: Ledger, journal: Journal, *arguments: Any) -> None:
         real(ledger, journal, *arguments)
-        if journal is not ledger._current:
-            ledger._drop(journal)
+        if journal is not ledger._journals._current:
+            ledger._journals._drop(journal)
 
     prove(tmp_path, history, lambda patches: patches.setattr(Ledger, "journal_appended", closing_at_once))
 

@@ -218,7 +218,7 @@ def test_sessions_are_indexed_by_batch_and_a_missing_index_is_made_up_for(path: 
     (path / "state.db").unlink()
     with Ledger.open(path, auto_seal=False) as ledger:
         ledger.seal()
-        with ledger._state() as state:
+        with ledger._projection.state() as state:
             rows = list(state._db.execute("select session_id, batch from session_batches order by 1, 2"))
     batches = read_manifest(path)[0]
     expected = {

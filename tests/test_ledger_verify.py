@@ -506,7 +506,7 @@ Story = Callable[[Ledger], None]
 
 def _open_in_a_closed_journal(ledger: Ledger) -> None:
     ledger.begin(received("r-2"), started("r-2"))
-    (journal,) = ledger._journals
+    (journal,) = ledger._journals.all()
     journal.append([JournalClosed()])
 
 
@@ -529,7 +529,7 @@ def _no_outcome(ledger: Ledger) -> None:
 def _more_after_the_end(ledger: Ledger) -> None:
     log = ledger.begin(received("r-2"), started("r-2"))
     ended = [succeeded(log, "r-2"), completed(log, "r-2")]
-    (journal,) = ledger._journals
+    (journal,) = ledger._journals.all()
     journal.append(ended[::-1])
 
 

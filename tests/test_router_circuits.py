@@ -436,7 +436,7 @@ def test_verify_names_a_circuit_that_the_events_do_not_tell_of(
 ) -> None:
     fail(router, sim)
     assert_sound(ledger)
-    with ledger._state() as state:
+    with ledger._projection.state() as state:
         state.db.execute("update circuits set closed = 1")
 
     (finding,) = verify(ledger.path).findings
@@ -447,7 +447,7 @@ def test_verify_names_a_circuit_that_the_events_do_not_tell_of(
 def test_nothing_wrong_with_state_db_fails_a_request(
     sim: Simulator, router: LLMRouter, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with ledger._state() as state:
+    with ledger._projection.state() as state:
         state.db.execute("drop table circuit_watch")
     fail(router, sim, times=4)
     assert router.route("analyze_page", ASK)["model"] == CHAT

@@ -50,8 +50,7 @@ from sound import (
     unsound,
 )
 
-from ledger import layout, recovery, sealing
-from ledger import ledger as ledger_module
+from ledger import layout, own_journals, recovery, sealing
 from ledger.budgets import Hold, Limit
 from ledger.errors import BudgetExceeded, LedgerError
 from ledger.events import AttemptStarted, RequestReceived
@@ -117,8 +116,8 @@ class Setting(NamedTuple):
         )
 
     def apply(self) -> None:
-        ledger_module.ROTATE_AT_EVENTS = self.rotate_at_events
-        ledger_module.APPLY_AT_EVENTS = self.apply_at_events
+        own_journals.ROTATE_AT_EVENTS = self.rotate_at_events
+        own_journals.APPLY_AT_EVENTS = self.apply_at_events
         sealing.JOURNAL_REMOVED_AFTER_S = self.removed_after_s
 
 

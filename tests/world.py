@@ -170,7 +170,7 @@ class Writer:
 
     def begin_beside(self, request_id: str, pool: ThreadPoolExecutor) -> Future[None]:
         """As `begin`, in another thread; returns when that waits in line for the one that writes."""
-        (journal,) = self.ledger._own_journals()
+        (journal,) = self.ledger._journals.all()
         in_line = len(journal._confirming._waiting)
         beside = pool.submit(self.begin, request_id)
         while len(journal._confirming._waiting) == in_line and not beside.done():
