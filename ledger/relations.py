@@ -219,10 +219,11 @@ def _with_what_they_read(views: Iterable[str]) -> list[str]:
     return [name for name in RELATIONS if name in wanted]
 
 
-def _read_by(name: str) -> set[str]:
+@cache
+def _read_by(name: str) -> frozenset[str]:
     """What a view reads, by its header."""
     reads = re.search(r"  Reads: (.+)\.$", sql_file(name), re.MULTILINE)
-    return set(re.findall(r"\w+", reads[1])).intersection(RELATIONS) if reads else set()
+    return frozenset(re.findall(r"\w+", reads[1])).intersection(RELATIONS) if reads else frozenset()
 
 
 def _read_by_many(names: Sequence[str]) -> list[str]:
