@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 settings.register_profile("any machine", deadline=None)  # how long a case takes says nothing here
 settings.load_profile("any machine")
+
+MEMORY = Path("/dev/shm")
+if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**32:
+    # Where these files lie says nothing here: what a disk keeps, forgets or refuses is made up (forgetful.py)
+    # or mounted, and an eighth of all time went into a real one. Processes that tests start inherit it.
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 gc.set_threshold(100_000)  # the heap of a run is large: to look through it often takes a tenth of all time
 
