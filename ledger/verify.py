@@ -18,7 +18,7 @@ from pathlib import Path
 from ledger.checks.chain import Chain, Listed, read_chain, read_lines
 from ledger.checks.events import Events, JournalEnd
 from ledger.checks.findings import NOTHING_SEALED, Counts, Finding, Head, Note, Run, Verification, in_words
-from ledger.checks.folder import Folder, check_readable, ledger_id, look_at_folder
+from ledger.checks.folder import Folder, check_readable, entries_of, ledger_id, look_at_folder
 from ledger.checks.journals import JournalRead, gaps, read_journals
 from ledger.checks.projection import NOTHING, RECOVER, STATE, Projection, read_projection
 from ledger.errors import LedgerError
@@ -39,11 +39,10 @@ def verify(path: str | Path, *, expect_head: Head | None = None) -> Verification
     """
     root = existing_ledger(path)
     check_readable(root)
-    before = look_at_folder(root).entries
+    before = entries_of(root)
     found = _Look(root).verification(expect_head)
     for _ in range(_LOOKS - 1):
-        after = look_at_folder(root).entries
-        if found.is_sound or after == before:
+        if found.is_sound or (after := entries_of(root)) == before:
             break
         seen = {_identity(finding) for finding in found.findings}
         found = _Look(root).verification(expect_head)

@@ -76,9 +76,14 @@ class Folder(NamedTuple):
         )
 
 
-def look_at_folder(root: Path) -> Folder:
+def entries_of(root: Path) -> list[Entry]:
     """Walk the ledger's folder; creates nothing and follows no symlink."""
-    entries = sorted(_walk(root, ""))
+    return sorted(_walk(root, ""))
+
+
+def look_at_folder(root: Path) -> Folder:
+    """What stands in the ledger's folder, and whether it belongs there."""
+    entries = entries_of(root)
     findings = [finding for entry in entries if (finding := _out_of_place(entry))]
     names = {entry.name for entry in entries if stat.S_ISREG(entry.mode)}
     findings += [_missing(name) for name in _LAID_OUT if name not in names and name != "ledger.sql"]
