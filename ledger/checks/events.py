@@ -345,12 +345,15 @@ class Events:
             return
         self._fill("batches", [("filename", "varchar"), ("batch", "bigint")], numbers)
         self._fill("state_index", sql_types()["session_batches"], projection.rows["session_batches"])
+        self._db.execute(
+            "create temp table expected_index as select distinct session_id, batch"
+            " from sealed_rows join batches using (filename) where session_id is not null"
+        )
         yield from self._difference(
             "session_batches",
             f"select * from state_index where batch > {projection.indexed[0]} or batch in"
             " (select batch from batches)",
-            "select distinct session_id, batch from sealed_rows join batches using (filename)"
-            " where session_id is not null",
+            "from expected_index",
         )
 
     def _difference(
