@@ -94,12 +94,12 @@ class History:
         journal.append(events)
 
     def rows(self, sql: str, **options: Any) -> list[tuple[Any, ...]]:
-        """What a SELECT gives through the ledger's own reader, with the views up to the last it names."""
+        """What a SELECT gives through the ledger's own reader, which makes the views that it names."""
         from ledger.reader import connect
         from ledger.relations import VIEWS
 
-        last = max((number for number, name in enumerate(VIEWS, 1) if name in sql), default=0)
-        with connect(self.path, **{"views": VIEWS[:last], **options}) as connection:
+        named = [view for view in VIEWS if view in sql]
+        with connect(self.path, **{"views": named, **options}) as connection:
             return connection.execute(sql).fetchall()
 
     def column(self, view: str, name: str) -> list[Any]:

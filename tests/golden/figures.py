@@ -28,12 +28,16 @@ Rows = list[dict[str, Any]]
 
 def figures_of(ledger: Path) -> dict[str, Any]:
     """All events, all views, and the reports of the command line."""
-    days = by_connection(ledger, SUMMER_TIME, ["daily_spend"])
+    return {**events_and_views_of(ledger), "reports": reports_of(ledger)}
+
+
+def events_and_views_of(ledger: Path) -> dict[str, Any]:
+    """What `connect` shows of it."""
+    views = by_connection(ledger, "UTC", VIEWS)
     return {
-        "events": by_connection(ledger, "UTC", ["events"])["events"],
-        "views": by_connection(ledger, "UTC", VIEWS[1:]),
-        f"views in {SUMMER_TIME}": days,
-        "reports": reports_of(ledger),
+        "events": views.pop("events"),
+        "views": views,
+        f"views in {SUMMER_TIME}": by_connection(ledger, SUMMER_TIME, ["daily_spend"]),
     }
 
 
