@@ -23,11 +23,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 settings.register_profile("any machine", deadline=None)  # how long a case takes says nothing here
 settings.load_profile("any machine")
 
-MEMORY = Path("/dev/shm")
+DISK, MEMORY = os.environ.setdefault("TESTS_ON_DISK", tempfile.gettempdir()), "/dev/shm"
 if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**32:
-    # Where these files lie says nothing here: what a disk keeps, forgets or refuses is made up (forgetful.py)
-    # or mounted, and an eighth of all time went into a real one. Processes that tests start inherit it.
-    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+    # What a disk keeps, forgets or refuses is made up (forgetful.py) or mounted: no test need wait for a real
+    # one, which took an eighth of all time. Processes that tests start inherit it.
+    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
 
 gc.set_threshold(100_000)  # the heap of a run is large: to look through it often takes a tenth of all time
 
@@ -39,6 +39,13 @@ def sim() -> Iterator[Simulator]:
 
     with Simulator(seed=7) as simulator:
         yield simulator
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A folder on the disk: what is written there as fast as can be is no more than can be looked at."""
+    with tempfile.TemporaryDirectory(dir=DISK) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -232,8 +232,9 @@ FORKING = textwrap.dedent("""
 @pytest.mark.parametrize("how", ["return", "close", "_exit", "exec"])
 @pytest.mark.parametrize("where", ["in a thread", "in the main thread"])
 def test_a_child_forked_while_others_append_goes_on_and_ends_as_it_likes(
-    where: str, how: str, path: Path, promises: Path, tmp_path: Path
+    where: str, how: str, on_disk: Path, promises: Path, tmp_path: Path
 ) -> None:
+    path = on_disk / "ledger"
     program = tmp_path / "forking.py"
     program.write_text(FORKING)
     done = subprocess.run(

@@ -135,6 +135,13 @@ def test_all_kinds_of_files_were_looked_at(modes_by_umask: dict[str, Any]) -> No
     assert {"manifest.jsonl", "state.db-wal", "state.db-shm", "0000", "data", "ledger"} <= names
 
 
+@pytest.fixture
+def outlives_a_reboot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it lies: of what does not there is another warning."""
+    monkeypatch.setattr("ledger.files._LOST_AT_REBOOT", ())
+
+
+@pytest.mark.usefixtures("outlives_a_reboot")
 def test_folders_that_were_there_keep_their_modes_and_a_wide_one_is_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,6 +159,7 @@ def test_folders_that_were_there_keep_their_modes_and_a_wide_one_is_warned_of_on
     ]
 
 
+@pytest.mark.usefixtures("outlives_a_reboot")
 def test_a_folder_that_a_ledger_makes_is_not_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Ledger.open(path).close()
     assert not caplog.records

@@ -14,9 +14,9 @@ MINUTES = 0.3  # then the round that is being played is ended
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it finds its processes in /proc")
-def test_nothing_is_lost_doubled_or_changed_by_kills_at_random_moments(tmp_path: Path) -> None:
+def test_nothing_is_lost_doubled_or_changed_by_kills_at_random_moments(on_disk: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "tests/torture.py", "--minutes", str(MINUTES), "--folder", str(tmp_path)],
+        [sys.executable, "tests/torture.py", "--minutes", str(MINUTES), "--folder", str(on_disk)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -24,4 +24,4 @@ def test_nothing_is_lost_doubled_or_changed_by_kills_at_random_moments(tmp_path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^[1-9]\d* kills .* nothing was lost, doubled or changed$", done.stdout, re.MULTILINE)
-    assert list(tmp_path.iterdir()) == [], "a round without a finding leaves nothing behind"
+    assert list(on_disk.iterdir()) == [], "a round without a finding leaves nothing behind"

@@ -25,6 +25,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Self
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sound
@@ -283,9 +284,8 @@ def rows_of(path: Path) -> tuple[list[Row], list[tuple[str, int]]]:
     segments = {file for file in path.glob("events/**/*.parquet") if file.name != "empty.parquet"}
     assert segments >= {path / batch.file for batch in read_manifest(path)[0]}
     for file in sorted(segments):
-        with pq.ParquetFile(file) as segment:
-            for row in segment.read(use_threads=False).to_pylist(maps_as_pydicts="strict"):
-                sealed[_tell(told, _row(row))] += 1
+        for row in _rows_of_segment(file.read_bytes()):
+            sealed[_tell(told, row)] += 1
     return [told[key] for key in sorted(told)], [key for key, times in sealed.items() if times > 1]
 
 
@@ -296,7 +296,13 @@ def _tell(told: dict[tuple[str, int], Row], row: Row) -> tuple[str, int]:
     return key
 
 
-@lru_cache(4096)  # a line is looked at again after each recovery, and says the same
+@lru_cache(64)  # segments and lines are looked at again after each recovery; what they hold, they say again
+def _rows_of_segment(content: bytes) -> list[Row]:
+    with pq.ParquetFile(pa.BufferReader(content)) as segment:
+        return [_row(row) for row in segment.read(use_threads=False).to_pylist(maps_as_pydicts="strict")]
+
+
+@lru_cache(4096)
 def _row_of_line(line: bytes) -> Row:
     return _row(parsed(line))
 
