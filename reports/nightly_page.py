@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,8 @@ from reports.render import UNKNOWN, harmless, shown
 
 if TYPE_CHECKING:
     from datetime import date
+
+    from jinja2 import Template
 
     from ledger.checks.findings import Finding
 
@@ -62,10 +65,10 @@ class Picture(NamedTuple):
     words: str
 
 
-def page(night: Night | None, day: date, tz: str, integrity: Integrity) -> bytes:
-    """The page of a day, as UTF-8. `night` None: the ledger could not be read, and the page says so."""
+@cache
+def _template() -> Template:
+    """The page's, compiled once, which takes longer than to fill it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
@@ -75,10 +78,17 @@ def page(night: Night | None, day: date, tz: str, integrity: Integrity) -> bytes
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    return environment.get_template("nightly.html.jinja")
+
+
+def page(night: Night | None, day: date, tz: str, integrity: Integrity) -> bytes:
+    """The page of a day, as UTF-8. `night` None: the ledger could not be read, and the page says so."""
+    from markupsafe import Markup
+
     style = _style()
     hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return (
-        environment.get_template("nightly.html.jinja")
+        _template()
         .render(
             title=f"{day:%A}, {day.day} {day:%B %Y}",
             date=day.isoformat(),
