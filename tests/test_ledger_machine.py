@@ -175,7 +175,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return f"r-{self.requests}"
 
     def attempts_in_doubt(self) -> list[str]:
-        with connect(self.world.path, views=("events", "attempts", "in_doubt")) as connection:
+        with connect(self.world.path, views=("in_doubt",)) as connection:
             found = connection.execute(
                 "select attempt_id from in_doubt where not is_in_flight order by 1"
             ).fetchall()

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import pytest
 from events_by_hand import completed, received, started, succeeded
-from sound import Promises, events_in, inconsistent, lost, promises_in, snapshot, unsound
+from sound import Promises, events_in, inconsistent, lost, opened, promises_in, snapshot, unsound
 
 from ledger import Ledger, own_journals
 from ledger import recovery as recovery_module
@@ -27,7 +27,6 @@ from ledger import sealing as sealing_module
 from ledger import state as state_module
 from ledger.budgets import Hold, Limit
 from ledger.errors import LedgerError
-from ledger.reader import connect
 from ledger.state import State
 
 TESTS = Path(__file__).parent
@@ -161,7 +160,7 @@ def _seal_until(done: Callable[[], bool], path: Path) -> None:
 def _report(path: Path, promises: Path) -> Iterator[str]:
     """What is wrong with a report that is made now."""
     acknowledged = promises_in(promises)
-    with connect(path) as connection:
+    with opened(path) as connection:
         yield from inconsistent(connection)
         yield from lost(events_in(connection), acknowledged)
 

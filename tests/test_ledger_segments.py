@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from ledger import segments
 from ledger.errors import DamagedLedger
 from ledger.events import AttemptFailed, AttemptSettled, event_of
 from ledger.lines import sealed_line, stamped_line
@@ -68,6 +70,14 @@ EVENTS: st.SearchStrategy[BaseModel] = st.one_of(
         billing_rule=NAMES,
     ),
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_duckdb() -> Iterator[None]:
+    """To start one takes longer than to read a few lines: they share it, as crash points do (world.py)."""
+    with pytest.MonkeyPatch.context() as patch, segments.reading_lines() as one:
+        patch.setattr(segments, "reading_lines", one.cursor)
+        yield
 
 
 def lines_of(events: list[tuple[datetime, BaseModel]]) -> list[bytes]:

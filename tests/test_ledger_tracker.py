@@ -207,6 +207,7 @@ def test_a_sessions_cost_is_known_without_the_events_where_state_db_knows_all(
     from events_by_hand import answered_request, failed, received, started
 
     from ledger import CostTracker, Ledger
+    from ledger.reader import connect
 
     with (
         Ledger.open(tmp_path / "ledger", "process-crash", auto_seal=False) as ledger,
@@ -223,7 +224,7 @@ def test_a_sessions_cost_is_known_without_the_events_where_state_db_knows_all(
 
         def cost_of(session_id: str) -> Decimal:
             cost = tracker.get_session_cost(session_id)
-            with ledger.connect(session_id) as connection:
+            with connect(ledger.path, session_id, views=("sessions",)) as connection:
                 ((shown,),) = connection.execute("select coalesce(sum(cost_usd), 0) from sessions").fetchall()
             assert cost == shown
             return cost

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from reports.keys import KEYS
 from reports.options import Period, UsageError, period
 from reports.render import FORMATS, write
 from reports.sessions import sessions_report
-from reports.spend import spend_report
+from reports.spend import Spend, spend_report
 
 CRAWL = """
     session=crawl_1 task=analyze_page tags={"app":"shop"} at=2026-11-22T22:30:00
@@ -51,6 +52,12 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     history.play(CRAWL)
     yield history.path
     history.close()
+
+
+@cache
+def all_by(ledger: Path, by: str) -> Spend:
+    """What was spent in all by a key: of a ledger that stays as it is."""
+    return spend_report(ledger, by=by)
 
 
 def test_the_report_of_a_session(ledger: Path) -> None:
@@ -283,7 +290,7 @@ def test_a_ceiling_that_is_not_known_leaves_the_sum_of_ceilings_unknown(tmp_path
     ],
 )
 def test_by_each_key(by: str, expected: list[tuple[Any, ...]], ledger: Path) -> None:
-    report = spend_report(ledger, by=by).data()
+    report = all_by(ledger, by).data()
 
     assert [(row[by], row["requests"], row["attempts"]) for row in report["rows"]] == expected
     assert sum(row["cost_usd"] or 0 for row in report["rows"]) == report["cost_usd"]
@@ -319,7 +326,7 @@ def test_keys_that_come_first_are_ranked_by_all_that_is_theirs(ledger: Path) -> 
 
 @pytest.mark.parametrize("by", ["model", "provider,model", "model,provider", "hour", "task,tag:app"])
 def test_every_format_knows_every_key(by: str, ledger: Path) -> None:
-    report = spend_report(ledger, by=by)
+    report = all_by(ledger, by)
     for format in FORMATS:
         out = io.StringIO()
         write(report, format, out)
@@ -327,7 +334,7 @@ def test_every_format_knows_every_key(by: str, ledger: Path) -> None:
 
 
 def test_shares_are_of_the_cost_in_all(ledger: Path) -> None:
-    rows = spend_report(ledger, by="session").table().rows
+    rows = all_by(ledger, "session").table().rows
 
     whole = Decimal("0.008") + FAST_COST + GENERAL_COST
     assert rows[0]["cost_share"] == float((Decimal("0.008") + FAST_COST) / whole)
@@ -393,7 +400,7 @@ def test_adjacent_periods_add_up_to_the_whole(
         spend_report(ledger, period=within, by=by).data()
         for within in (Period(None, early), Period(early, late), Period(late, None))
     ]
-    whole = spend_report(ledger, by=by).data()
+    whole = all_by(ledger, by).data()
 
     for name in ("requests", "attempts", "failed_attempts", "fallbacks", "input_tokens", "unpriced_attempts"):
         assert sum(part[name] for part in parts) == whole[name]
