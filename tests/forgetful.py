@@ -114,6 +114,7 @@ class ForgetfulDisk:
         self._random = Random(0)
         self._files: dict[tuple[int, int], _File] = {}
         self._entries: dict[Path, dict[str, _Entry]] = {self.root: {}}
+        self._owned: dict[str, Path | None] = {}  # by absolute path, as far as they were asked for
         self._state_path: Path | None = None
         self._state_commits: list[bytes | None] = [None]  # the first is durable
 
@@ -248,9 +249,11 @@ class ForgetfulDisk:
         if isinstance(path, int):
             return None
         absolute = os.path.abspath(os.fspath(path))
-        below = absolute == self._root or absolute.startswith(f"{self._root}{os.sep}")
-        of_state = os.path.basename(absolute).startswith("state.db")
-        return Path(absolute) if below and not of_state else None
+        if absolute not in self._owned:
+            below = absolute == self._root or absolute.startswith(f"{self._root}{os.sep}")
+            of_state = os.path.basename(absolute).startswith("state.db")
+            self._owned[absolute] = Path(absolute) if below and not of_state else None
+        return self._owned[absolute]
 
     def _at(self, fd: int) -> Path | None:
         for process in self.processes:
