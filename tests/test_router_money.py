@@ -107,9 +107,7 @@ def ask_claude(ledger: Ledger, url: str) -> ClientResponse:
 
 
 def rows(path: Path, sql: str) -> list[dict[str, Any]]:
-    with connect(
-        path, views=[view for view in ("events", "attempts") if f"from {view}" in sql]
-    ) as connection:
+    with connect(path, views=("events", "attempts")) as connection:
         asked = connection.execute(sql)
         names = [column[0] for column in asked.description or ()]
         return [dict(zip(names, row, strict=True)) for row in asked.fetchall()]
