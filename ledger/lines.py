@@ -27,6 +27,7 @@ from ledger.files import read_private
 from ledger.schema import SCHEMA_VERSION
 
 _MOMENT = b'"occurred_at":"'
+_NUMBERS = re.compile(rb'(\d+),"schema_version":(\d+),')  # of a line, right after its head
 _LAST_LINES_BYTES = 4_096
 _INTERRUPTED = "`: KeyboardInterrupt: "  # by pydantic, of a Ctrl-C while it calls a function of ours
 CHECK_BYTES = len(',"check":"0123456789abcdef"}')
@@ -97,11 +98,11 @@ class Story(NamedTuple):
 def read_story(data: bytes, journal_id: str) -> Story:
     """The leading lines of a journal file that are whole, its own, and in sequence."""
     found = data.split(b"\n")
-    head = re.compile(rb'%b(\d+),"schema_version":(\d+),' % re.escape(line_head(journal_id)))
+    head = line_head(journal_id)
     first_seq, versions = 1, {1}
     good = 0
     for line in found:
-        stamp = head.match(line)
+        stamp = _NUMBERS.match(line, len(head)) if line.startswith(head) else None
         if stamp is None or not _is_whole(line):
             break
         if good == 0:
