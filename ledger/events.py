@@ -98,8 +98,10 @@ class JournalOpened(_Event):
 
 
 class JournalClosed(_Event):
+    """A journal's last word. cut_short: recovery closed it, and a disk had lost events at its end."""
+
     event_type: Literal["journal_closed"] = "journal_closed"
-    reason: Literal["closed", "rotated", "recovered"] = "closed"
+    reason: Literal["closed", "rotated", "recovered", "cut_short"] = "closed"
 
 
 class _OfRequest(_Event):

@@ -123,7 +123,7 @@ def _recover_journal(
         found = None
         if not events or events[-1]["event_type"] != "journal_closed":
             lost_events = max(state.position(journal_id) - len(events), 0)
-            ending = endings(events)
+            ending = endings(events, is_cut_short=lost_events > 0)
             events += _append(
                 _part_to_end(parts, journal_id, len(events)), journal_id, len(events), ending, clock
             )
@@ -202,8 +202,11 @@ def _append(
     return [parsed(line) for line in lines]
 
 
-def endings(events: Sequence[Mapping[str, Any]]) -> list[BaseModel]:
-    """The events that end what a journal's events left open, `journal_closed` last; pure."""
+def endings(events: Sequence[Mapping[str, Any]], *, is_cut_short: bool = False) -> list[BaseModel]:
+    """The events that end what a journal's events left open, `journal_closed` last; pure.
+
+    is_cut_short: a disk has lost more of them; nothing but that last event would tell it later.
+    """
     requests: dict[str, Mapping[str, Any]] = {}
     attempts: dict[str, Mapping[str, Any]] = {}
     last_attempt: dict[str, Mapping[str, Any]] = {}
@@ -220,7 +223,7 @@ def endings(events: Sequence[Mapping[str, Any]]) -> list[BaseModel]:
     return [
         *(_abandoned(started) for started in attempts.values()),
         *(_failed(received, last_attempt.get(request_id)) for request_id, received in requests.items()),
-        JournalClosed(reason="recovered"),
+        JournalClosed(reason="cut_short" if is_cut_short else "recovered"),
     ]
 
 

@@ -53,6 +53,7 @@ class Recovery(NamedTuple):
 
     ended: list[Recovered]  # journals of dead processes
     listed_batches: int  # segments that stood without their line in the manifest
+    damaged: Sequence[DamagedLedger] = ()  # journals that were left as they are
 
 
 def seal(ledger_path: Path, ledger_id: str, state: State, clock: Clock, *, wait_s: float = 60.0) -> Sealed:
@@ -123,9 +124,10 @@ def rebuild(ledger_path: Path, state: State, clock: Clock, *, wait_s: float = 60
                 state.rebuild(all_runs(ledger_path))
             state.forget_index()
             _index_sessions(ledger_path, batches, state)
+            _, damaged = _unsealed(ledger_path, coverage(batches))
     except OSError as error:
         raise LedgerError(f"recovering {ledger_path} stopped: {error}; run it again") from error
-    return Recovery(ended, listed)
+    return Recovery(ended, listed, damaged)
 
 
 def _listed_batches(ledger_path: Path) -> tuple[list[Batch], int]:

@@ -17,7 +17,17 @@ from pathlib import Path
 
 from ledger.checks.chain import Chain, Listed, read_chain, read_lines
 from ledger.checks.events import Events, JournalEnd
-from ledger.checks.findings import NOTHING_SEALED, Counts, Finding, Head, Note, Run, Verification, in_words
+from ledger.checks.findings import (
+    CUT_SHORT,
+    NOTHING_SEALED,
+    Counts,
+    Finding,
+    Head,
+    Note,
+    Run,
+    Verification,
+    in_words,
+)
 from ledger.checks.folder import Folder, check_readable, entries_of, ledger_id, look_at_folder
 from ledger.checks.journals import JournalRead, gaps, read_journals
 from ledger.checks.projection import NOTHING, RECOVER, STATE, Projection, read_projection
@@ -253,6 +263,12 @@ class _Look:
         if unproven:
             what = "journals that recovery closed, and state.db cannot say that nothing stood behind"
             self._notes.append(Note("end-unproven", len(unproven), what))
+        cut_short = [end for end in ends if end.reason == "cut_short"]
+        if cut_short:
+            what = (
+                "journals whose end a disk has lost, with events that state.db had counted: recovery saw it"
+            )
+            self._notes.append(Note(CUT_SHORT, len(cut_short), what))
 
     def _is_living(self, journal_id: str) -> bool:
         journal = self._journals.get(journal_id)

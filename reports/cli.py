@@ -96,7 +96,8 @@ def recover(ledger: LedgerOption = None) -> Text:
     from ledger.ledger import Ledger
     from reports.integrity import recovery_text
 
-    return Text(recovery_text(Ledger.recover(ledger_path(ledger))))
+    done = Ledger.recover(ledger_path(ledger))
+    return Text(recovery_text(done), 1 if done.damaged else 0)
 
 
 @app.command(cls=PlainCommand)

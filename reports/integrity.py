@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ledger.checks.findings import Finding, Note, Verification, in_words
+from ledger.checks.findings import CUT_SHORT, Finding, Note, Verification, in_words
 from reports.render import harmless, shown
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def verification_text(found: Verification) -> str:
         ("Cost", shown(counts.cost_usd, "usd")),
         ("Head", str(found.head)),
     ]
-    lines = [_verdict(found.findings), "", *(f"  {label:8}  {value}" for label, value in facts)]
+    lines = [_verdict(found), "", *(f"  {label:8}  {value}" for label, value in facts)]
     for finding in found.findings:
         lines += ["", *_told(finding)]
     for finding in found.warnings:
@@ -33,10 +33,13 @@ def verification_text(found: Verification) -> str:
     return "\n".join(map(harmless, lines)) + "\n"
 
 
-def _verdict(findings: Sequence[Finding]) -> str:
-    if not findings:
-        return "Sound: no event is lost, doubled or changed"
-    return f"Damaged: {counted(len(findings), 'finding')}"
+def _verdict(found: Verification) -> str:
+    if found.findings:
+        return f"Damaged: {counted(len(found.findings), 'finding')}"
+    cut_short = sum(note.times for note in found.notes if note.kind == CUT_SHORT)
+    if cut_short:
+        return f"Sound, but for the end of {counted(cut_short, 'journal')} that a disk had lost before"
+    return "Sound: no event is lost, doubled or changed"
 
 
 def _told(finding: Finding, beginning: str = "") -> Iterator[str]:
@@ -93,7 +96,8 @@ def recovery_text(done: Recovery) -> str:
     )
     listed = f"; listed {counted(done.listed_batches, 'segment')} again" if done.listed_batches else ""
     gone = f"the disk has lost {counted(lost, 'event')} that state.db had counted\n" if lost else ""
-    return f"{ended}{listed}; derived state.db anew\n{gone}"
+    left = "".join(f"left as it is: {harmless(str(damage))}\n" for damage in done.damaged)
+    return f"{ended}{listed}; derived state.db anew\n{gone}{left}"
 
 
 def backup_text(made: Backup) -> str:

@@ -195,6 +195,49 @@ def test_what_a_disk_has_lost_is_said() -> None:
     )
 
 
+def test_an_end_that_a_disk_has_lost_is_told_of_for_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History(tmp_path / "ledger")
+    history.play(HISTORY)
+    history.close()
+    with Ledger.open(history.path, auto_seal=False):
+        pass  # state.db has counted all of it
+    (journal,) = (history.path / "journals").glob("0*.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-3]))
+    assert run(capsys, "verify", "--ledger", history.path)[0] == 1
+
+    status, out, _ = run(capsys, "recover", "--ledger", history.path)
+
+    assert (status, out.splitlines()[1]) == (0, "the disk has lost 3 events that state.db had counted")
+    for seals in (False, True):
+        if seals:
+            run(capsys, "seal", "--ledger", history.path)
+        status, out, _ = run(capsys, "verify", "--ledger", history.path)
+        assert (status, out.splitlines()[0]) == (
+            0,
+            "Sound, but for the end of 1 journal that a disk had lost before",
+        )
+        assert "note: 1 × cut-short: " in out
+
+
+def test_recover_names_a_journal_that_it_leaves_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = History(tmp_path / "ledger")
+    history.play(HISTORY)
+    history.close()
+    (journal,) = (history.path / "journals").glob("0*.jsonl")
+    journal.write_bytes(journal.read_bytes().replace(b'"seq":3,', b'"seq":4,', 1))
+
+    status, out, _ = run(capsys, "recover", "--ledger", history.path)
+
+    assert status == 1
+    assert f"left as it is: {journal}: " in out
+    assert run(capsys, "verify", "--ledger", history.path)[0] == 1
+
+
 def test_backup_says_what_it_copied(ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "backup", tmp_path / "copy", "--ledger", ledger)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 from ledger.errors import LedgerError
 
 NOTHING_SEALED = "-"  # instead of a hash, in the head of a ledger without segments
+CUT_SHORT = "cut-short"  # a note: what is there is sound, and something that was there is not
 
 
 class Run(NamedTuple):
