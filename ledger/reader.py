@@ -12,6 +12,7 @@ imported by writers too: duckdb and polars load when something is read.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import stat
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ledger.errors import DamagedLedger, LedgerError, nearest
-from ledger.files import refuse_symlinks
+from ledger.files import read_private, refuse_symlinks
 from ledger.relations import VIEWS, Holds, columns_for, fields_of_a_line, quoted, sql_file, statements
 from ledger.schema import COLUMNS, NO_SEGMENT, SCHEMA_VERSION, TIER_ORDER, Column, arrow_schema
 from ledger.session_index import batches_of_session, indexed_batch, sessions_beginning
@@ -77,6 +78,20 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+@contextlib.contextmanager
+def reading(
+    path: str | Path,
+    session_id: str | None = None,
+    *,
+    tz: str = "UTC",
+    allow_damage: bool = False,
+    views: Sequence[str] = VIEWS,
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection as `connect` makes it, for a block in which damage is told as `connect` tells it."""
+    with told(path), connect(path, session_id, tz=tz, allow_damage=allow_damage, views=views) as connection:
+        yield connection
 
 
 def ledger_sql(path: str | Path) -> str:
@@ -307,9 +322,18 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
 
 
 def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_damage: bool) -> None:
-    """Hold the manifest's segments against the files: each must be there, in its size."""
-    listed = connection.execute("select file, size_bytes from ledger_manifest order by batch").fetchall()
-    missing = {str(root / file) for file, size in listed if _size_of(root / file) != size}
+    """Hold the manifest's segments against the files: each must be there, in its size.
+
+    To read around damage its content must be what was sealed, too, which takes reading all of it.
+    """
+    listed = connection.execute(
+        "select file, size_bytes, sha256 from ledger_manifest order by batch"
+    ).fetchall()
+    missing = {
+        str(root / file)
+        for file, size, sha256 in listed
+        if _size_of(root / file) != size or (allow_damage and not _is_as_sealed(root / file, sha256))
+    }
     if not missing:
         return
     if not allow_damage:
@@ -361,8 +385,10 @@ def _make_views(connection: duckdb.DuckDBPyConnection, root: Path, views: Sequen
         holds, is_of_one_session = _what_it_holds(connection)
         for statement in statements(views, holds, stored=is_of_one_session):
             connection.execute(statement)
-    except duckdb.IOException as error:
-        raise DamagedLedger(f"{root} cannot be read: {first_words(error)}") from error
+    except duckdb.Error as error:
+        raise altered_segment(root, error) or DamagedLedger(
+            f"{root} cannot be read: {first_words(error)}; see bughive-costs verify"
+        ) from error
 
 
 def _what_it_holds(connection: duckdb.DuckDBPyConnection) -> tuple[Holds, bool]:
@@ -384,13 +410,49 @@ def _what_it_holds(connection: duckdb.DuckDBPyConnection) -> tuple[Holds, bool]:
 
 @contextlib.contextmanager
 def told(path: str | Path) -> Iterator[None]:
-    """What DuckDB raises in the block, as where it cannot open a segment, becomes a LedgerError."""
+    """What DuckDB raises in the block, as where it cannot open a segment, becomes a LedgerError.
+
+    DamagedLedger where a segment is not what was sealed. An interrupt stays one.
+    """
     import duckdb
 
     try:
         yield
+    except duckdb.InterruptException:
+        raise
     except duckdb.Error as error:
-        raise LedgerError(f"{path} cannot be read: {first_words(error)}") from error
+        raise altered_segment(path, error) or LedgerError(
+            f"{path} cannot be read: {first_words(error)}"
+        ) from error
+
+
+def altered_segment(path: str | Path, error: BaseException | None) -> DamagedLedger | None:
+    """The first segment that is not what was sealed, where DuckDB's error may come of that; else None.
+
+    It takes reading all of them, so nothing is asked where no damage would raise such an error.
+    """
+    import duckdb
+
+    from ledger.manifest import read_manifest
+
+    of_what_is_read = (duckdb.IOException, duckdb.InvalidInputException, duckdb.InternalException)
+    if not (isinstance(error, of_what_is_read) or type(error) is duckdb.Error):
+        return None
+    root = existing_ledger(path)
+    for batch in read_manifest(root)[0]:
+        if not _is_as_sealed(root / batch.file, batch.sha256):
+            return DamagedLedger(
+                f"{root / batch.file} is not what was sealed as batch {batch.batch};"
+                " restore it, or read around it with --allow-damage"
+            )
+    return None
+
+
+def _is_as_sealed(segment: Path, sha256: str) -> bool:
+    try:
+        return hashlib.sha256(read_private(segment)).hexdigest() == sha256
+    except (OSError, LedgerError):
+        return False
 
 
 def first_words(error: Exception) -> str:

@@ -91,8 +91,11 @@ def _told(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except pa.ArrowException as error:
-        raise DamagedLedger(f"{path} cannot be read: {error}; see bughive-costs verify") from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's; what Arrow cannot make out has no number
+        why = " ".join(str(error).split())
+        raise DamagedLedger(f"{path} cannot be read: {why}; see bughive-costs verify") from error
 
 
 def write_segment(ledger_path: Path, date: str, table: pa.Table, footer: Mapping[str, Any]) -> Batch:

@@ -155,12 +155,9 @@ class CostTracker:
         path = self._path()
         if not path.exists():
             return []
-        from ledger.reader import connect, tier_rank, told
+        from ledger.reader import reading, tier_rank
 
-        with (
-            told(path),
-            connect(path, session_id, views=("attempts", "requests", "tier_breakdown")) as connection,
-        ):
+        with reading(path, session_id, views=("attempts", "requests", "tier_breakdown")) as connection:
             rows = connection.execute(
                 "select tier, sum(cost_usd), sum(requests)::bigint, sum(input_tokens)::bigint,"
                 " sum(output_tokens)::bigint, sum(unpriced_attempts)::bigint,"

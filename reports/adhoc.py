@@ -14,7 +14,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from ledger.errors import LedgerError
-from ledger.reader import connect, first_words, lock, one_select, select_only
+from ledger.reader import altered_segment, connect, first_words, lock, one_select, select_only
 from reports.options import UsageError
 from reports.render import FORMATS, Column, Document, Table, harmless
 
@@ -191,7 +191,11 @@ def _limited(
         except duckdb.OutOfMemoryException as error:
             raise _too_much(limits) from error
         except duckdb.Error as error:
-            raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
+            raise altered_segment(path, error) or LedgerError(
+                f"this SQL cannot be run: {first_words(error)}"
+            ) from error
+        except LedgerError as refusal:
+            raise altered_segment(path, refusal.__cause__) or refusal from refusal.__cause__
 
 
 def _within(limits: Limits, chunks: Iterator[_T], size: Callable[[_T], int]) -> Iterator[_T]:

@@ -12,7 +12,7 @@ from ledger.budgets import SCOPES, WINDOWS, budget_of, name_of
 from ledger.errors import LedgerError, NoSuchSession
 from ledger.ledger import Ledger
 from ledger.money import MONEY
-from ledger.reader import connect
+from ledger.reader import reading
 from ledger.settings import Settings
 from ledger.windows import beginning_of, quarter_of, window_of
 from reports.render import Column, Document, Fact, Table, rfc3339, shown
@@ -125,7 +125,7 @@ def budget_list(
     NoSuchSession where neither events nor a budget know the session.
     """
     at = now or datetime.now(UTC)
-    with connect(path, views=_VIEWS) as connection:
+    with reading(path, views=_VIEWS) as connection:
         asked = connection.execute(_STATUS)
         names = [column[0] for column in asked.description or ()]
         found = [dict(zip(names, row, strict=True)) for row in asked.fetchall()]
@@ -155,7 +155,7 @@ def change_budget(path: Path, scope: str, scope_id: str | None, limit: str, mode
 
 def refusal(path: str | Path, request_id: str) -> Refusal:
     """Why a request was refused. Raises LedgerError where none of that id was."""
-    with connect(path, views=("events",)) as connection:
+    with reading(path, views=("events",)) as connection:
         asked = connection.execute(_REFUSAL, [request_id])
         names = [column[0] for column in asked.description or ()]
         found = asked.fetchone()

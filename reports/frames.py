@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from ledger.errors import LedgerError
-from ledger.reader import connect, first_words, lock, one_select
+from ledger.reader import altered_segment, connect, first_words, lock, one_select
 from ledger.schema import TIER_ORDER
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Frames:
     """
 
     def __init__(self, path: str | Path, *, tz: str = "UTC", allow_damage: bool = False) -> None:
+        self._path = path
         self._connection = connect(path, tz=tz, allow_damage=allow_damage)
         lock(self._connection)
         self._lock = Lock()
@@ -146,5 +147,7 @@ class Frames:
                 statement = one_select(self._connection, select)
                 frame: pl.DataFrame = self._connection.sql(statement, params=dict(parameters)).pl()
             except duckdb.Error as error:
-                raise LedgerError(f"this SQL cannot be run: {first_words(error)}") from error
+                raise altered_segment(self._path, error) or LedgerError(
+                    f"this SQL cannot be run: {first_words(error)}"
+                ) from error
         return frame

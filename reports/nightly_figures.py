@@ -17,8 +17,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.money import MONEY, total
-from ledger.reader import connect, tier_rank
-from ledger.reader import told as told_of
+from ledger.reader import reading, tier_rank
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -278,10 +277,7 @@ def is_over(budget: Row) -> bool:
 def read_night(path: str | Path, day: date, *, tz: str = "UTC", allow_damage: bool = False) -> Night:
     """The figures of a day, which begins and ends at midnight in `tz`. Raises as `ledger.reader.connect`."""
     days = Days(day)
-    with (
-        connect(path, tz=tz, allow_damage=allow_damage, views=_VIEWS) as connection,
-        told_of(path),
-    ):
+    with reading(path, tz=tz, allow_damage=allow_damage, views=_VIEWS) as connection:
         _count(connection, days)
         rows = [*_totals(connection, days), *_cuts(connection), *_unwell(connection)]
         rows += _budgets(connection, days)

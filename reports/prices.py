@@ -16,7 +16,7 @@ from ledger.errors import LedgerError, SettingsError
 from ledger.money import plain, total
 from ledger.price_books import kept
 from ledger.prices import LongContext, ModelPrices, PriceBook, UnitPrices, Usage, list_cost_usd
-from ledger.reader import connect, existing_ledger
+from ledger.reader import existing_ledger, reading
 from ledger.settings import OwnPrice, Settings
 from reports.render import Column, Document, Table
 
@@ -155,7 +155,7 @@ def _unpriced(path: Path, book: PriceBook, at: datetime) -> list[Row]:
     """Models that were asked and have no price now, or whose attempts had none, dearest in tokens first."""
     if not path.exists():
         return []
-    with connect(path, views=("events", "attempts")) as connection:
+    with reading(path, views=("events", "attempts")) as connection:
         found = connection.execute(
             "select provider, model, count(*), coalesce(sum(input_tokens), 0)::bigint,"
             " coalesce(sum(output_tokens), 0)::bigint, count(*) filter (where is_unpriced) from attempts"
@@ -210,7 +210,7 @@ def _costs(
     if not path.exists():
         return []
     buckets = [name for name in Usage._fields if name != "reasoning_tokens"]
-    with connect(path, views=("events",)) as connection:
+    with reading(path, views=("events",)) as connection:
         found = connection.execute(
             f"select provider, model, {', '.join(f'coalesce({name}, 0)' for name in buckets)} from events"
             " where event_type in ('attempt_succeeded', 'attempt_failed') and billing = 'billed'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ledger.reader import connect, sums_alone
+from ledger.reader import reading, sums_alone
 from reports.options import ALL_TIME, Period, nothing_in, shown_period
 from reports.render import Column, Document, Table, rfc3339
 
@@ -90,7 +90,7 @@ def sessions_report(
     Raises as `ledger.reader.connect`.
     """
     names = [column.name for column in _COLUMNS]
-    with connect(path, tz=tz, allow_damage=allow_damage, views=("sessions",)) as connection:
+    with reading(path, tz=tz, allow_damage=allow_damage, views=("sessions",)) as connection:
         sums_alone(connection)
         bounds = {"since": period.since, "until": period.until}
         connection.execute(

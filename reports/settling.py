@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ledger.budgets import limit_of
 from ledger.errors import LedgerError, SettingsError
 from ledger.ledger import Ledger
-from ledger.reader import connect, existing_ledger
+from ledger.reader import existing_ledger, reading
 from ledger.settlement import SEE_THOSE_IN_DOUBT
 from reports.options import UsageError, choice
 from reports.render import Column, Document, Table
@@ -95,7 +95,7 @@ def settle(
 def _in_doubt(root: Path, before: datetime | None) -> Sequence[str]:
     if before is None:
         raise LedgerError(f"name one attempt, or --before a date; {SEE_THOSE_IN_DOUBT}")
-    with connect(root, views=("events", "attempts", "in_doubt")) as connection:
+    with reading(root, views=("events", "attempts", "in_doubt")) as connection:
         found = connection.execute(
             "select attempt_id from in_doubt where not is_in_flight and started_at < ?::timestamptz"
             " order by started_at, attempt_id",

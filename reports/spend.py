@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.errors import NoSuchSession
-from ledger.reader import connect, sums_alone, tier_rank
+from ledger.reader import reading, sums_alone, tier_rank
 from reports.keys import IN_TIME, grouped_sql, key_value, keys, shown_sql, titled
 from reports.options import ALL_TIME, Period, in_period, nothing_in, shown_period, time_zone
 from reports.render import Column, Document, Fact, Table, harmless, shown
@@ -292,7 +292,7 @@ def spend_report(
     """
     named = keys(by)
     zone = time_zone(tz)
-    with connect(path, session_id, tz=tz, allow_damage=allow_damage, views=_VIEWS) as connection:
+    with reading(path, session_id, tz=tz, allow_damage=allow_damage, views=_VIEWS) as connection:
         if session_id is not None and not _has_events(connection):
             raise NoSuchSession(
                 f"no session {session_id!r} in {path}{_nearest_sessions(path, session_id, allow_damage)}"
@@ -418,7 +418,7 @@ def _has_events(connection: duckdb.DuckDBPyConnection) -> bool:
 
 
 def _nearest_sessions(path: str | Path, session_id: str, allow_damage: bool) -> str:
-    with connect(path, allow_damage=allow_damage, views=("events",)) as connection:
+    with reading(path, allow_damage=allow_damage, views=("events",)) as connection:
         found = connection.execute(
             "select session_id from (select distinct session_id from events where session_id is not null)"
             " where jaro_winkler_similarity(session_id, $1) > 0.7"

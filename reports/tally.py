@@ -7,11 +7,13 @@ circuits ─┘
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from decimal import Decimal
 from math import ceil, floor, fsum
 from typing import TYPE_CHECKING, Any
 
-from ledger.reader import connect, sums_alone
+from ledger import reader
+from ledger.reader import sums_alone
 from reports.keys import key_sql, key_value
 from reports.options import Period, in_period
 
@@ -238,9 +240,11 @@ _DETAILS = f""",
 _OF_CIRCUITS = {"provider", "model", "tier"}
 
 
-def reading(path: str | Path, tz: str, allow_damage: bool) -> duckdb.DuckDBPyConnection:
+def reading(
+    path: str | Path, tz: str, allow_damage: bool
+) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """A connection with what a tally reads. Raises as `ledger.reader.connect`."""
-    return connect(path, tz=tz, allow_damage=allow_damage, views=("events", "ledger_attempts"))
+    return reader.reading(path, tz=tz, allow_damage=allow_damage, views=("events", "ledger_attempts"))
 
 
 def told_by_keys(by: tuple[str, ...]) -> tuple[str, ...]:

@@ -23,9 +23,10 @@ from ledger.errors import DamagedLedger, LedgerError
 from ledger.events import AttemptFailed
 from ledger.lines import sealed_line
 from ledger.manifest import read_manifest
-from ledger.reader import connect, ledger_sql, lock, scan, select_only
+from ledger.reader import connect, ledger_sql, lock, reading, scan, select_only
 from ledger.relations import VIEWS, sql_file
 from ledger.schema import COLUMNS, SCHEMA_VERSION, arrow_schema
+from reports.adhoc import sql_report
 
 ONE_ANSWER = """
     session=s-1
@@ -499,6 +500,35 @@ def test_plain_duckdb_refuses_damage_too(damage: Callable[[History], str], histo
 
     with pytest.raises(duckdb.Error):
         in_plain_duckdb(history.path, "select count(list_cost_usd) from events")
+
+
+def test_an_altered_segment_is_named_wherever_it_cannot_be_read_and_left_out_when_told(
+    history: History,
+) -> None:
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    history.play(ONE_ANSWER.replace("s-1", "s-2"))
+    (batch,) = read_manifest(history.path)[0]
+    segment = history.path / batch.file
+    sealed = segment.read_bytes()
+    named = f"{segment} is not what was sealed as batch 1"
+
+    def refusals() -> Iterator[str]:
+        for place in range(1, len(sealed), len(sealed) // 10):
+            segment.write_bytes(sealed[:place] + bytes([sealed[place] ^ 0x41]) + sealed[place + 1 :])
+            try:
+                with reading(history.path, views=["events"]) as connection:
+                    connection.execute("from events").fetchall()  # it may take it for another value, too
+            except DamagedLedger as damage:
+                yield str(damage)
+
+    told = list(refusals())
+    assert len(told) > 2
+    assert all(each.startswith(named) for each in told), told
+    with pytest.raises(DamagedLedger, match=named):
+        sql_report(history.path, "select * from events where error(event_type) is null")
+    with reading(history.path, views=["sessions"], allow_damage=True) as connection:
+        assert connection.execute("select session_id from sessions").fetchall() == [("s-2",)]
 
 
 @pytest.mark.parametrize("segments", [1, 3])
