@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ledger.errors import LedgerError
-from ledger.events import AttemptSettled, plain_text
+from ledger.events import AttemptSettled, CeilingBroken, plain_text
 from ledger.files import only_one
-from ledger.money import MONEY
+from ledger.money import MONEY, plain
 
 if TYPE_CHECKING:
     from ledger.ledger import Ledger
+
+_log = logging.getLogger("ledger")
 
 SETTLE_LOCK = "settle.lock"
 SEE_THOSE_IN_DOUBT = 'see bughive-costs sql "select attempt_id from in_doubt"'
@@ -37,10 +40,11 @@ def settle(
         ledger.flush()
         ledger.end_dead_journals()
         attempts = _attempts(ledger.path, attempt_ids)
-        events = [_settled(attempt, billed_usd, reason) for attempt in attempts]
-        if events:
-            ledger.record(*events)
-        return events
+        settled = [_settled(attempt, billed_usd, reason) for attempt in attempts]
+        broken = [event for attempt in attempts for event in _ceiling_broken(attempt, billed_usd)]
+        if settled:
+            ledger.record(*settled, *broken)
+        return settled
 
 
 def _settled(attempt: dict[str, Any], billed_usd: Decimal | None, reason: str | None) -> AttemptSettled:
@@ -57,8 +61,23 @@ def _settled(attempt: dict[str, Any], billed_usd: Decimal | None, reason: str | 
     )
 
 
+def _ceiling_broken(attempt: dict[str, Any], billed_usd: Decimal | None) -> list[CeilingBroken]:
+    """That it cost more than was thought it could: the ceiling was too low, or the amount is mistaken."""
+    ceiling_usd = attempt["reserved_usd"]
+    if billed_usd is None or ceiling_usd is None or billed_usd <= ceiling_usd:
+        return []
+    _log.warning(
+        "attempt %s was settled as $%s, more than its ceiling of $%s",
+        attempt["attempt_id"],
+        plain(billed_usd),
+        plain(ceiling_usd),
+    )
+    facts = {name: attempt[name] for name in _FIELDS if name != "started_at"}
+    return [CeilingBroken(**facts, reserved_usd=ceiling_usd, spent_usd=billed_usd)]
+
+
 def _attempts(path: Path, attempt_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The attempts, each once, as far as a settlement repeats them; with what they are known to have cost."""
+    """The attempts, each once, as far as a settlement repeats them; with known cost and ceiling."""
     from ledger.reader import connect
 
     wanted = list(dict.fromkeys(attempt_ids))
@@ -66,7 +85,7 @@ def _attempts(path: Path, attempt_ids: Sequence[str]) -> list[dict[str, Any]]:
     with connect(path, views=("events", "attempts")) as connection:
         found = connection.execute(
             "select attempts.attempt_id, attempts.cost_usd, attempts.billing, attempts.outcome,"
-            f" attempts.is_unpriced, {fields} from attempts left join"
+            f" attempts.is_unpriced, attempts.reserved_usd, {fields} from attempts left join"
             " (select distinct on (attempt_id) * from events where started_at is not null) as told"
             " using (attempt_id) where list_contains(?, attempts.attempt_id)",
             [wanted],
@@ -75,7 +94,9 @@ def _attempts(path: Path, attempt_ids: Sequence[str]) -> list[dict[str, Any]]:
     for attempt_id in wanted:
         _refuse_what_is_known(attempt_id, known.get(attempt_id))
     return [
-        dict(zip(_FIELDS, known[name][5:], strict=True)) | {"cost_usd": known[name][1]} for name in wanted
+        dict(zip(_FIELDS, known[name][6:], strict=True))
+        | {"cost_usd": known[name][1], "reserved_usd": known[name][5]}
+        for name in wanted
     ]
 
 

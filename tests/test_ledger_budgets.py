@@ -206,6 +206,23 @@ def test_in_doubt_counts_until_it_is_settled(ledger: Ledger) -> None:
     begin(ledger, "r-3")
 
 
+def test_a_settlement_above_its_ceiling_is_told_as_one_that_broke_it(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("r-1", "r-2"):
+        log = begin(ledger, name)
+        log.append(failed(log, name, billing="unknown", billing_rule="no_answer", reserved_usd=CEILING))
+    ledger.settle("r-1-a1", CEILING)
+    ledger.settle("r-2-a1", CEILING * 10)
+
+    assert [event["attempt_id"] for event in events(ledger, "ceiling_broken")] == ["r-2-a1"]
+    assert caplog.messages == ["attempt r-2-a1 was settled as $0.1, more than its ceiling of $0.01"]
+    with ledger.connect() as connection:
+        found = connection.execute("select is_ceiling_broken, cost_usd from attempts order by attempt_id")
+        assert found.fetchall() == [(False, CEILING), (True, CEILING * 10)]
+    assert verify(ledger.path).is_sound
+
+
 def test_what_is_settled_while_its_request_is_open_still_counts_in_it(ledger: Ledger) -> None:
     own = [Limit("request", "r-1", D("1.00"))]
     log = ledger.open_request(received("r-1"))
