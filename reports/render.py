@@ -64,7 +64,8 @@ class Table(NamedTuple):
     def shown_rows(self) -> list[list[str]]:
         """The cells for people, the total last."""
         rows = [*self.rows, self.total] if self.total is not None else self.rows
-        return [[shown(row[column.name], column.kind) for column in self.shown_columns()] for row in rows]
+        columns = self.shown_columns()
+        return [[shown(row[column.name], column.kind) for column in columns] for row in rows]
 
 
 class Fact(NamedTuple):

@@ -62,6 +62,22 @@ class Report:
         return {"cost_usd": Decimal("0.000108000000")}
 
 
+def test_a_cell_is_looked_at_as_often_whatever_the_number_of_rows() -> None:
+    class Row(dict[str, Any]):
+        looks = 0
+
+        def __getitem__(self, name: str) -> Any:
+            Row.looks += 1
+            return super().__getitem__(name)
+
+    def looks_per_row(rows: int) -> float:
+        Row.looks = 0
+        as_text(Document("", [], [Table("", COLUMNS, [Row(ROWS[0])] * rows)]))
+        return Row.looks / rows
+
+    assert looks_per_row(100) <= looks_per_row(1)
+
+
 def test_plain_text_is_aligned_and_ends_in_the_total() -> None:
     assert as_text(DOCUMENT) == (
         "Session s-1\n"
