@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.budgeting import refuse_unknown_tier
@@ -20,6 +21,7 @@ from reports.render import Column, Document, Fact, Table, rfc3339, shown
 if TYPE_CHECKING:
     from pathlib import Path
 
+_MOST_OF_EACH = 20  # rows for people of one budget that holds for each session, request, …
 _VIEWS = ("events", "attempts", "budget_status")
 _COLUMNS = (
     Column("scope", "Scope", "text"),
@@ -42,7 +44,8 @@ _COLUMNS = (
 )
 _STATUS = (
     "select scope, scope_id, mode, is_each, tz, limit_usd, spent_usd, reserved_usd, in_doubt_usd, left_usd,"
-    " unpriced_attempts, unbounded_attempts, reason, set_at, spent_since from budget_status"
+    " unpriced_attempts, unbounded_attempts, reason, set_at, spent_since,"
+    " scope <> 'request' or scope_id in (select request_id from ledger_open) as can_spend from budget_status"
 )
 _REFUSAL = (
     "select request_id, session_id, task, tier, provider, model, attempt_number, reason, scope, scope_id,"
@@ -74,13 +77,19 @@ class BudgetList(NamedTuple):
         return self.rows
 
     def document(self) -> Document:
-        """The list for people."""
+        """The list for people: of a budget that holds for each of many those that have the least left."""
         if not self.rows:
             note = "no budget is set; for one: bughive-costs budget set 25 --scope day"
             return Document(self.title, [], [], note)
         over = len(self.exceeded)
-        note = f"{over} of {len(self.rows)} exceeded" if over else ""
-        return Document(self.title, [], [Table("", _COLUMNS, list(map(_for_people, self.rows)))], note)
+        notes = [f"{over:,} of {len(self.rows):,} exceeded"] if over else []
+        shown_rows: list[Row] = []
+        for (_, is_each, _), found in groupby(sorted(self.rows, key=_place), lambda row: _place(row)[:3]):
+            rows = list(found)
+            most = _MOST_OF_EACH if is_each else len(rows)
+            shown_rows += map(_for_people, rows[:most])
+            notes += _of_the_rest(rows[most:])
+        return Document(self.title, [], [Table("", _COLUMNS, shown_rows)], "; ".join(notes))
 
 
 class Refusal(NamedTuple):
@@ -210,6 +219,20 @@ def _row(found: Mapping[str, Any], now: datetime) -> Row:
     return row
 
 
+def _place(row: Row) -> tuple[int, bool, str, Decimal, str]:
+    """Where a row stands for people: budgets of one before those of each, and of these the fullest first."""
+    least_left = row["left_usd"] if row["is_each"] else Decimal(0)
+    return SCOPES.index(row["scope"]), row["is_each"], row["mode"], least_left, row["scope_id"] or ""
+
+
+def _of_the_rest(rows: Sequence[Row]) -> Iterator[str]:
+    """What there is to say of rows that are not shown, the fullest of them first."""
+    if rows:
+        over = sum(row["exceeded"] for row in rows)
+        which = f"{over:,} of them" if over else "none of them"
+        yield f"{len(rows):,} more of each {rows[0]['scope']}, {which} exceeded: --format csv lists all"
+
+
 def _for_people(row: Row) -> Row:
     """A row that says by itself which days it is of, and whether there is anything left to be gone."""
     scope = f"{row['scope']} in {row['tz']}" if row["scope"] in WINDOWS else row["scope"]
@@ -229,10 +252,13 @@ def _window(row: Mapping[str, Any], now: datetime) -> tuple[datetime | None, dat
 def _gone_at(
     row: Mapping[str, Any], begins: datetime | None, ends: datetime | None, now: datetime
 ) -> datetime | None:
-    """When it is used up if all goes on as since its first attempt; None: it is, or begins anew before."""
+    """When it is used up if all goes on as since its first attempt.
+
+    None: it is, begins anew before, or is of a request that has ended.
+    """
     since, spent = row["spent_since"] or now, row["spent_usd"]
     elapsed_us = (now - max(since, begins or since)) // timedelta(microseconds=1)
-    if row["left_usd"] <= 0 or spent <= 0 or elapsed_us <= 0:
+    if not row["can_spend"] or row["left_usd"] <= 0 or spent <= 0 or elapsed_us <= 0:
         return None
     left_us = MONEY.divide(MONEY.multiply(row["left_usd"], Decimal(elapsed_us)), spent)
     if left_us > 10**15:  # in thirty years

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from events_by_hand import answered_request, failed, received, started
+from events_by_hand import answered_request, failed, gave_up, received, started
 
 from ledger import price_books
 from ledger.budgets import Budget, Hold
@@ -100,6 +100,50 @@ def test_for_people_a_budget_of_each_session_is_told_from_that_of_one(
     title, _, _, *rows = capsys.readouterr().out.splitlines()
     assert title == "Budgets"
     assert sorted(row.split("s-1")[0].strip() for row in rows) == ["each session", "session"]
+
+
+def test_a_request_that_had_ended_when_a_budget_was_set_is_not_judged_by_it(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--ledger", str(path))
+    costs = {"billed_cost_usd": D("0.004")}
+    with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
+        log = ledger.begin(received("r-open"), started("r-open"))
+        log.append(failed(log, "r-open", billing="billed", billing_rule="in_stream", **costs))
+        [row] = said(capsys, "budget", "set", "0.001", "--scope", "request", *at)
+        assert (row["scope_id"], row["exceeded"]) == ("r-open", True)
+        log.append(gave_up(log, "r-open"))
+
+    [row] = said(capsys, "budget", "check", *at)
+    assert (row["is_each"], row["scope_id"], row["spent_usd"]) == (True, None, "0.000000000000")
+
+    with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
+        answered_request(ledger, "r-after", **costs)
+    [row] = said(capsys, "budget", "check", *at, status=1)
+    assert row["scope_id"] == "r-after"
+    [row] = said(capsys, "budget", "set", "5", "--scope", "request", *at)
+    assert row["scope_id"] is None
+    [row] = said(capsys, "budget", "set", "5", "--scope", "request", "--id", "r-after", *at)[1:]
+    assert (row["spent_usd"], row["gone_at"]) == ("0.004000000000", None)
+
+
+def test_for_people_a_budget_of_each_shows_those_that_have_the_least_left(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ("--ledger", str(path))
+    with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
+        for number in range(2, 26):
+            cost_usd = D(number) / 1000
+            answered_request(ledger, f"r-s-{number}", session_id=f"s-{number}", billed_cost_usd=cost_usd)
+
+    assert len(said(capsys, "budget", "set", "1", "--scope", "session", *at)) == 25
+    for limit, note in (
+        ("1", "5 more of each session, none of them exceeded: --format csv lists all"),
+        ("0.004", "23 of 25 exceeded; 5 more of each session, 3 of them exceeded: --format csv lists all"),
+    ):
+        assert main(["budget", "set", limit, "--scope", "session", *at]) == 0
+        _, _, _, *rows, _, last = capsys.readouterr().out.splitlines()
+        assert (len(rows), rows[0].split()[2], last) == (20, "s-25", note)
 
 
 def test_a_day_is_named_with_the_zone_it_is_of_and_a_moment_with_its_own(

@@ -1,6 +1,7 @@
 -- budget_status: each budget in force and how much of it is used.
--- Grain: (scope, is_each, scope_id, mode).  Reads: events, ledger_bounded.
--- A budget of each session, task, tier, model or request has a row for each of them that there is.
+-- Grain: (scope, is_each, scope_id, mode).  Reads: events, ledger_open, ledger_bounded.
+-- A budget of each session, task, tier, model or request has a row for each of them that there is; but not for a
+-- request that had ended when the budget was set, as that can spend no more.
 -- Days and months are the current ones, in the budget's own zone.
 -- scope: request, session, task, tier, model, day, month or all
 -- scope_id: which one this row counts; NULL: of day, month and all; of each, where there is none yet
@@ -53,13 +54,13 @@ scoped as (
 ),
 of_names as (
     select in_force.*, scoped.* exclude (scope)
-    from in_force left join scoped
+    from in_force inner join scoped
         on scoped.scope = in_force.scope and scoped.scope_id = coalesce(in_force.budget_id, scoped.scope_id)
     where in_force.scope not in ('day', 'month', 'all')
 ),
 of_times as (
     select in_force.*, null as scope_id, ledger_bounded.* exclude (tier)
-    from in_force left join ledger_bounded on case in_force.scope
+    from in_force inner join ledger_bounded on case in_force.scope
         when 'day' then strftime(timezone(in_force.tz, ledger_bounded.started_at), '%Y-%m-%d') = in_force.period
         when 'month' then strftime(timezone(in_force.tz, ledger_bounded.started_at), '%Y-%m') = in_force.period
         else true
@@ -67,6 +68,8 @@ of_times as (
     where in_force.scope in ('day', 'month', 'all')
 ),
 counted as (
+    select *, null as scope_id from in_force  -- so that one that nothing counts against has a row too
+    union all by name
     select * from of_names
     union all by name
     select * from of_times
@@ -88,7 +91,8 @@ used as (
         count(*) filter (
             where reserved_usd is null and (outcome = 'in_flight' or billing = 'unknown' or is_unpriced)
         ) as unbounded_attempts,
-        min(started_at) as spent_since
+        min(started_at) as spent_since,
+        max(started_at) as last_started_at
     from counted
     group by scope, budget_id, coalesce(scope_id, budget_id), mode, tz, limit_usd, set_at, reason
 ),
@@ -110,5 +114,12 @@ left_over as (
         unbounded_attempts,
         spent_since
     from used
+    where
+        scope <> 'request'
+        or not is_each
+        or scope_id is null
+        or last_started_at >= set_at
+        or scope_id in (select request_id from ledger_open)
+    qualify scope_id is not null or count(*) over (partition by scope, is_each, mode) = 1
 )
 select * from left_over
