@@ -148,7 +148,7 @@ class CostTracker:
         }
 
     def get_cost_summary(self, session_id: str | None = None) -> str:
-        """The breakdown as text, dollars to 4 places; of all sessions without one."""
+        """The breakdown as text, dollars to 4 places, small ones to 2 digits; of all sessions without one."""
         return _summary(session_id, self._tiers(session_id))
 
     def _tiers(self, session_id: str | None) -> list[_Tier]:
@@ -215,7 +215,15 @@ def _summary(session_id: str | None, tiers: Sequence[_Tier]) -> str:
 
 
 def _shown(cost_usd: Decimal | None, unpriced_attempts: int) -> str:
-    """Dollars to 4 places, half-even. What is not known is never shown as $0."""
+    """Dollars to 4 places, half-even, or to 2 digits where these are further down: $0.0123, $0.0000068.
+
+    What is not known, and what is not nothing, is never shown as $0.
+    """
     if cost_usd is None:
         return "unpriced" if unpriced_attempts else "unknown"
-    return f"${cost_usd.quantize(_SHOWN_PLACES, ROUND_HALF_EVEN, MONEY):f}"
+    four_places = cost_usd.quantize(_SHOWN_PLACES, ROUND_HALF_EVEN, MONEY)
+    two_digits = cost_usd.quantize(
+        Decimal((0, (1,), max(cost_usd.adjusted() - 1, -12))), ROUND_HALF_EVEN, MONEY
+    )
+    hides_a_digit = abs(cost_usd) < 10 * _SHOWN_PLACES and four_places != two_digits
+    return f"${two_digits if hides_a_digit else four_places:f}"

@@ -52,7 +52,7 @@ def test_the_summary_of_a_session(history: History) -> None:
         "Model Breakdown:\n"
         "  ORCHESTRATOR: $0.0525 (1 requests, 1000 in, 500 out)\n"
         "  REASONING: $0.0013 (3 requests, 2000 in, 600 out)\n"
-        "  FAST: $0.0001 (1 requests, 421 in, 134 out)"
+        "  FAST: $0.000057 (1 requests, 421 in, 134 out)"
     )
 
 
@@ -98,14 +98,14 @@ def test_what_has_no_price_is_said_and_never_shown_as_nothing(
     assert "session s-1: 1 attempts have no price" in caplog.text
     assert tracker.get_cost_summary("s-1").splitlines() == [
         "Session s-1 Cost Summary:",
-        "  Total Cost: $0.0005",
+        "  Total Cost: $0.00049",
         "  Total Requests: 3",
         "  Input Tokens: 2,000",
         "  Output Tokens: 400",
         "  Unpriced Attempts: 1",
         "",
         "Model Breakdown:",
-        "  REASONING: $0.0005 (1 requests, 1000 in, 200 out)",
+        "  REASONING: $0.00049 (1 requests, 1000 in, 200 out)",
         "  CODING: unknown (1 requests, 0 in, 0 out)",
         "  FAST: unpriced (1 requests, 1000 in, 200 out)",
     ]
@@ -150,14 +150,35 @@ def test_the_cost_is_exact_to_the_last_place_and_zero_for_an_unknown_session(his
 def test_dollars_are_rounded_half_to_even(history: History) -> None:
     history.play("""
         session=s-1
-            FAST   ok   list=0.00005
+            FAST   ok   list=0.00105
         session=s-2
-            FAST   ok   list=0.00015
+            FAST   ok   list=0.00115
     """)
     tracker = CostTracker(history.path)
 
-    assert "Total Cost: $0.0000" in tracker.get_cost_summary("s-1")
-    assert "Total Cost: $0.0002" in tracker.get_cost_summary("s-2")
+    assert "Total Cost: $0.0010" in tracker.get_cost_summary("s-1")
+    assert "Total Cost: $0.0012" in tracker.get_cost_summary("s-2")
+
+
+@pytest.mark.parametrize(
+    ("cost_usd", "shown"),
+    [
+        ("0.00000684", "$0.0000068"),
+        ("0.00049", "$0.00049"),
+        ("0.0003", "$0.0003"),
+        ("0.00034999", "$0.00035"),
+        ("0.000000000001", "$0.000000000001"),
+        ("0.0012345", "$0.0012"),
+        ("123.4", "$123.4000"),
+        ("0", "$0.0000"),
+    ],
+)
+def test_what_was_paid_for_is_never_shown_as_nothing(history: History, cost_usd: str, shown: str) -> None:
+    history.play(f"""
+        session=s-1
+            FAST   ok   list={cost_usd}
+    """)
+    assert f"  Total Cost: {shown}\n" in CostTracker(history.path).get_cost_summary("s-1")
 
 
 def test_a_tracker_opens_its_ledger_when_it_is_needed_and_closes_only_what_it_opened(tmp_path: Path) -> None:
