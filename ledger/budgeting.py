@@ -72,15 +72,22 @@ def refuse_unknown_tier(budget: Budget, tiers: Iterable[str], where: str = "") -
 
 def keep_to_file(ledger: Ledger, file: Path, budgets: Sequence[Budget]) -> None:
     """Set what a file says and lift what it says no longer; nothing where that is so already."""
+    for budget, wanted in changes_by(file, budgets, ledger.budgets().all):
+        _record(ledger, budget, wanted)
+
+
+def changes_by(
+    file: Path, budgets: Sequence[Budget], in_force: Iterable[Budget]
+) -> list[tuple[Budget, Budget | None]]:
+    """The budgets that a file changes, each with what it is to be; None: lifted, as it says so no longer."""
     place = str(file)
-    in_force = {budget.key: budget for budget in ledger.budgets().all}
+    known = {budget.key: budget for budget in in_force}
     said = {budget.key: budget._replace(reason=place) for budget in budgets}
-    for key, budget in said.items():
-        if in_force.get(key) != budget:
-            _record(ledger, budget, budget)
-    for key, budget in in_force.items():
-        if budget.reason == place and key not in said:
-            _record(ledger, budget, None)
+    lifted = [budget for key, budget in known.items() if budget.reason == place and key not in said]
+    return [
+        *((budget, budget) for key, budget in said.items() if known.get(key) != budget),
+        *((budget, None) for budget in lifted),
+    ]
 
 
 def _refuse_if_a_file_sets(ledger: Ledger, budget: Budget) -> None:

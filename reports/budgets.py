@@ -8,11 +8,11 @@ from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ledger.budgeting import refuse_unknown_tier
-from ledger.budgets import SCOPES, WINDOWS, budget_of, name_of
+from ledger.budgeting import budgets_of, changes_by, refuse_unknown_tier
+from ledger.budgets import SCOPES, WINDOWS, Budget, budget_of, name_of
 from ledger.errors import LedgerError, NoSuchSession
 from ledger.ledger import Ledger
-from ledger.money import MONEY
+from ledger.money import MONEY, plain
 from ledger.reader import reading
 from ledger.settings import Settings
 from ledger.windows import beginning_of, quarter_of, window_of
@@ -62,6 +62,7 @@ class BudgetList(NamedTuple):
 
     rows: list[Row]
     title: str
+    to_come: str = ""  # what bughive.toml says that is not in force yet
 
     @property
     def exceeded(self) -> list[Row]:
@@ -127,13 +128,19 @@ class Refusal(NamedTuple):
 
 
 def budget_list(
-    path: str | Path, *, session_id: str | None = None, now: datetime | None = None
+    path: str | Path,
+    *,
+    session_id: str | None = None,
+    now: datetime | None = None,
+    settings: Settings | None = None,
 ) -> BudgetList:
     """The budgets in force; with a session those that hold for it. Raises as `ledger.reader.connect`.
 
-    NoSuchSession where neither events nor a budget know the session.
+    settings: what they say of budgets is compared with those in force. NoSuchSession where neither events nor
+    a budget know the session; SettingsError where bughive.toml has a budget that cannot be meant.
     """
     at = now or datetime.now(UTC)
+    own = budgets_of(settings.budgets, settings.tiers) if settings else []
     with reading(path, views=_VIEWS) as connection:
         asked = connection.execute(_STATUS)
         names = [column[0] for column in asked.description or ()]
@@ -141,13 +148,16 @@ def budget_list(
         is_known = session_id is None or bool(
             connection.execute("select 1 from events where session_id = ? limit 1", [session_id]).fetchone()
         )
+    file = settings and settings.file
+    to_come = _to_come(file, changes_by(file, own, map(_budget, found))) if file else ""
     if session_id is not None:
         found = list(_of_session(found, session_id))
         if not is_known and not any(row["scope"] == "session" and not row["is_each"] for row in found):
             raise NoSuchSession(f"no session has the id {session_id}; see bughive-costs sessions")
     rows = [_row(row, at) for row in found]
     rows.sort(key=lambda row: (SCOPES.index(row["scope"]), row["scope_id"] or "", row["mode"]))
-    return BudgetList(rows, f"Budgets of session {session_id}" if session_id is not None else "Budgets")
+    title = f"Budgets of session {session_id}" if session_id is not None else "Budgets"
+    return BudgetList(rows, title, to_come)
 
 
 def change_budget(path: Path, scope: str, scope_id: str | None, limit: str, mode: str, tz: str) -> None:
@@ -205,6 +215,22 @@ def _of_session(rows: Sequence[Row], session_id: str) -> Iterator[Row]:
                     "spent_since": None,
                 }
                 return
+
+
+def _budget(row: Row) -> Budget:
+    """The budget that a row of the view counts for."""
+    scope_id = None if row["is_each"] else row["scope_id"]
+    return Budget(row["scope"], scope_id, row["limit_usd"], row["mode"], row["tz"], row["reason"])
+
+
+def _to_come(file: Path, changes: Sequence[tuple[Budget, Budget | None]]) -> str:
+    """What is to say of changes that a file makes once the ledger is written to; empty without any."""
+    told = [
+        f"the {budget} is {f'set to ${plain(wanted.limit_usd)}' if wanted else 'lifted'}"
+        for budget, wanted in changes
+    ]
+    when = "that is in force once a program opens the ledger to write"
+    return f"not in force yet, but in {file}: {', '.join(told)}; {when}" if told else ""
 
 
 def _row(found: Mapping[str, Any], now: datetime) -> Row:

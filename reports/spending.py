@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,12 @@ from reports.command_line import (
     TzOption,
     asked_period,
     examples,
+    failed,
     ledger_path,
 )
+
+if TYPE_CHECKING:
+    from reports.budgets import BudgetList
 
 app = typer.Typer()
 
@@ -71,11 +75,11 @@ def budget_set(
 
 @budget_app.command("list", cls=PlainCommand)
 def list_budgets(format: FormatOption = "table", ledger: LedgerOption = None) -> Page:
-    """Each budget: limit, spent, reserved, in doubt, left, and when it is gone at the present rate."""
-    from reports.budgets import budget_list
+    """Each budget: its limit, what of it is left, and when it is gone.
 
-    asked_period(format, None, None, None, "UTC")
-    return Page(budget_list(ledger_path(ledger)), format)
+    With what is spent, reserved and in doubt, and when it is gone at the present rate.
+    """
+    return Page(_budgets(format, ledger), format)
 
 
 @budget_app.command("check", cls=PlainCommand, epilog=examples("budget check --session crawl_session_123"))
@@ -87,11 +91,20 @@ def check_budgets(
     ledger: LedgerOption = None,
 ) -> Page:
     """The same, with exit status 1 where a budget is used up."""
+    found = _budgets(format, ledger, session)
+    return Page(found, format, 1 if found.exceeded else 0)
+
+
+def _budgets(format: str, ledger: str | None, session: str | None = None) -> BudgetList:
+    """Those in force; stderr is told what bughive.toml says that is not."""
+    from ledger.settings import Settings
     from reports.budgets import budget_list
 
     asked_period(format, None, None, None, "UTC")
-    found = budget_list(ledger_path(ledger), session_id=session)
-    return Page(found, format, 1 if found.exceeded else 0)
+    found = budget_list(ledger_path(ledger), session_id=session, settings=Settings.load())
+    if found.to_come:
+        failed(found.to_come, 0)
+    return found
 
 
 @budget_app.command("explain", cls=PlainCommand)

@@ -127,6 +127,44 @@ def test_a_request_that_had_ended_when_a_budget_was_set_is_not_judged_by_it(
     assert (row["spent_usd"], row["gone_at"]) == ("0.004000000000", None)
 
 
+@pytest.mark.parametrize("command", ["list", "check"])
+def test_what_bughive_toml_says_and_is_not_in_force_yet_is_told(
+    path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    words = ("budget", command, "--ledger", str(path))
+    file = Path("bughive.toml")
+    entry = '[[budgets]]\nscope = "{}"\nlimit_usd = {}\n'
+
+    def told() -> str:
+        """What is said beside the list, by a reader that writes nothing."""
+        before = events(path)
+        assert main([*words]) == 0
+        assert events(path) == before
+        return capsys.readouterr().err
+
+    file.write_text(entry.format("month", "4") + entry.format("session", "2.5"))
+    where, when = (
+        f"but in {file.absolute()}: ",
+        "; that is in force once a program opens the ledger to write\n",
+    )
+    month, session = "the hard budget of the month", "the hard budget of each session"
+    assert (
+        told()
+        == f"bughive-costs: not in force yet, {where}{month} is set to $4, {session} is set to $2.5{when}"
+    )
+
+    Ledger.open(path, "process-crash", auto_seal=False).close()
+    assert told() == ""
+
+    file.write_text(entry.format("month", "5"))
+    assert (
+        told() == f"bughive-costs: not in force yet, {where}{month} is set to $5, {session} is lifted{when}"
+    )
+
+    file.write_text(entry.format("week", "5"))
+    assert "bughive.toml, line 1: scope must be request," in refused(capsys, path, *words[:2])
+
+
 def test_for_people_a_budget_of_each_shows_those_that_have_the_least_left(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
