@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import groupby
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ledger.budgeting import budgets_of, changes_by, refuse_unknown_tier
 from ledger.budgets import SCOPES, WINDOWS, Budget, budget_of, name_of
-from ledger.errors import LedgerError, NoSuchSession
+from ledger.errors import LedgerError, NoSuchSession, nearest
 from ledger.ledger import Ledger
 from ledger.money import MONEY, plain
-from ledger.reader import reading
+from ledger.prices import PriceBook
+from ledger.reader import existing_ledger, reading
 from ledger.settings import Settings
 from ledger.windows import beginning_of, quarter_of, window_of
 from reports.render import Column, Document, Fact, Table, rfc3339, shown
@@ -160,16 +161,58 @@ def budget_list(
     return BudgetList(rows, title, to_come)
 
 
-def change_budget(path: Path, scope: str, scope_id: str | None, limit: str, mode: str, tz: str) -> None:
-    """Set a budget; a limit of "none" lifts it. Raises SettingsError, LedgerError: nothing changed."""
+def change_budget(
+    path: Path,
+    scope: str,
+    scope_id: str | None,
+    limit: str,
+    mode: str,
+    tz: str,
+    tell: Callable[[str], object],
+) -> None:
+    """Set a budget; a limit of "none" lifts it. Raises SettingsError, LedgerError: nothing changed.
+
+    tell: takes what somebody who has mistyped a path or a name would want to know, a line each.
+    """
     lifts = limit.lower() == "none"
     budget = budget_of(scope, scope_id, "0" if lifts else limit, mode, tz)
-    refuse_unknown_tier(budget, Settings.load().tiers)
+    settings = Settings.load()
+    refuse_unknown_tier(budget, settings.tiers)
+    if lifts:
+        existing_ledger(path)
+    is_new = not (path / "journals").is_dir()
     with Ledger.open(path, auto_seal=False) as ledger:
+        if is_new:
+            tell(f"there was no ledger at {path}: a new one is made in {path.absolute()}")
         if lifts:
             ledger.lift_budget(budget)
-        else:
-            ledger.set_budget(budget)
+            return
+        ledger.set_budget(budget)
+        if note := _of_the_unheard(path, budget, [*_names_of_models(ledger.prices, settings)]):
+            tell(note)
+
+
+def _of_the_unheard(path: Path, budget: Budget, models: Sequence[str]) -> str:
+    """A note on a budget of a model or task that nothing knows, with the nearest name; empty for any other.
+
+    Of tasks nothing is known here but what is on the books.
+    """
+    if budget.scope not in ("task", "model") or budget.scope_id is None:
+        return ""
+    with reading(path, views=("ledger_attempts",)) as connection:
+        told = connection.execute(f"select distinct {budget.scope} from ledger_attempts").fetchall()
+    known = sorted({name for (name,) in told} | set(models if budget.scope == "model" else ()))
+    if not known or budget.scope_id in known:
+        return ""
+    where = "on the books" if budget.scope == "task" else "on the books or in the price book"
+    near = nearest(budget.scope_id, known)
+    return f"the budget is set, but no {budget.scope} {budget.scope_id!r} is {where} so far{near}"
+
+
+def _names_of_models(prices: PriceBook, settings: Settings) -> Iterator[str]:
+    for entry in prices.entries:
+        yield from entry.names
+    yield from (tier.model for tier in settings.tiers.values() if tier.model)
 
 
 def refusal(path: str | Path, request_id: str) -> Refusal:

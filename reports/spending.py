@@ -69,7 +69,7 @@ def budget_set(
 
     asked_period(format, None, None, None, "UTC")
     path = ledger_path(ledger)
-    change_budget(path, scope, scope_id, limit, mode, tz)
+    change_budget(path, scope, scope_id, limit, mode, tz, tell=lambda note: failed(note, 0))
     return Page(budget_list(path), format)
 
 

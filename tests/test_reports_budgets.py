@@ -249,6 +249,52 @@ def test_a_budget_that_cannot_be_meant_is_refused(
     assert complaint in refused(capsys, path, "budget", "set", *words)
 
 
+def test_a_ledger_that_is_made_by_setting_a_budget_is_told_of_with_its_path(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*words: str, status: int = 0) -> str:
+        assert main(["budget", "set", *words]) == status
+        return capsys.readouterr().err
+
+    there, mistyped = str(path), "ledgr"
+    assert told("5", "--scope", "month", "--ledger", there) == ""
+    assert "there is no ledger at ledgr" in told("none", "--scope", "day", "--ledger", mistyped, status=2)
+    assert not Path(mistyped).exists()
+    note = f"bughive-costs: there was no ledger at ledgr: a new one is made in {Path(mistyped).absolute()}\n"
+    assert told("5", "--scope", "month", "--ledger", mistyped) == note
+    assert told("5", "--scope", "month", "--ledger", mistyped) == ""
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "note"),
+    [
+        (
+            "model",
+            "deepseek/deepseek-chatt",
+            "no model 'deepseek/deepseek-chatt' is on the books or in the price book so far;"
+            " did you mean deepseek/deepseek-chat",
+        ),
+        ("model", "own/modl", "did you mean own/model?"),
+        ("model", "acme", "no model 'acme' is on the books or in the price book so far"),
+        ("model", "own/model", ""),
+        ("model", "qwen/qwen-2.5-32b-instruct", ""),
+        ("task", "analyse_page", "no task 'analyse_page' is on the books so far; did you mean analyze_page?"),
+        ("task", "foo", "no task 'foo' is on the books so far"),
+        ("task", "analyze_page", ""),
+        ("session", "s-7", ""),
+    ],
+)
+def test_a_budget_of_a_name_that_nothing_knows_is_set_and_says_so(
+    path: Path, capsys: pytest.CaptureFixture[str], scope: str, name: str, note: str
+) -> None:
+    tier = '[tiers.OWN]\nmodel = "own/model"\nprovider = "openrouter"\n'
+    Path("bughive.toml").write_text(tier)
+    assert main(["budget", "set", "5", "--scope", scope, "--id", name, "--ledger", str(path)]) == 0
+    told = capsys.readouterr()
+    assert name in told.out
+    assert (note in told.err, told.err.count("\n")) == (True, int(bool(note)))
+
+
 def test_a_refusal_is_explained_number_by_number(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Ledger.open(path, "process-crash", auto_seal=False) as ledger:
         ledger.set_budget(Budget("session", "s-1", D("0.015")))
