@@ -64,7 +64,7 @@ def budget_set(
         typer.Option("--tz", metavar="ZONE", help="Where its days and months begin, such as Europe/Berlin."),
     ] = "UTC",
 ) -> Page:
-    """Set a limit, or lift it; it holds for every attempt that begins from now on."""
+    """Set a limit, or lift it. It holds for every attempt that begins from now on."""
     from reports.budgets import budget_list, change_budget
 
     asked_period(format, None, None, None, "UTC")
@@ -75,9 +75,9 @@ def budget_set(
 
 @budget_app.command("list", cls=PlainCommand)
 def list_budgets(format: FormatOption = "table", ledger: LedgerOption = None) -> Page:
-    """Each budget: its limit, what of it is left, and when it is gone.
+    """Each budget: its limit, what is left, and when that is gone.
 
-    With what is spent, reserved and in doubt, and when it is gone at the present rate.
+    Also what is spent, reserved and in doubt. It is gone by then if all goes on at the present rate.
     """
     return Page(_budgets(format, ledger), format)
 
@@ -142,7 +142,7 @@ def list_prices(
     format: FormatOption = "table",
     ledger: LedgerOption = None,
 ) -> Page:
-    """The prices in force with their source, and the models that have none."""
+    """The prices in force with their source, and what has none."""
     from reports.prices import moment_of, price_list
 
     asked_period(format, None, None, None, "UTC")
@@ -152,7 +152,10 @@ def list_prices(
 
 @prices_app.command("diff", cls=PlainCommand)
 def diff_prices(format: FormatOption = "table", ledger: LedgerOption = None) -> Page:
-    """Where they differ from those of genai-prices, and what the last 30 days cost by each."""
+    """Where they differ from those of genai-prices.
+
+    With what the last 30 days cost by each.
+    """
     from reports.prices import price_diff
 
     asked_period(format, None, None, None, "UTC")
@@ -165,7 +168,10 @@ def take_prices(
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="These; else all that differ.")
     ] = None,
 ) -> Text:
-    """Write published prices into bughive.toml, where they win over the book that ships."""
+    """Write published prices into bughive.toml.
+
+    There they win over the book that ships.
+    """
     from reports.prices import import_prices
 
     file, taken = import_prices(model or (), file=None, now=datetime.now(UTC))

@@ -596,7 +596,14 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for command in ("report", "sessions", "performance", "sql", "schema", "seal", "demo"):
         assert f"\n  {command} " in shown
-    assert "..." not in shown.partition("Commands:")[2]  # every summary stands in full
+
+
+@pytest.mark.parametrize("group", [(), ("budget",), ("prices",)])
+def test_every_summary_of_a_command_stands_in_full(
+    group: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*group, "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 
 def commands(capsys: pytest.CaptureFixture[str], *group: str) -> list[list[str]]:
