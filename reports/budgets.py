@@ -188,31 +188,36 @@ def change_budget(
             ledger.lift_budget(budget)
             return
         ledger.set_budget(budget)
-        if note := _of_the_unheard(path, budget, [*_names_of_models(ledger.prices, settings)]):
+        if note := _of_the_unheard(path, budget, ledger.prices, settings):
             tell(note)
 
 
-def _of_the_unheard(path: Path, budget: Budget, models: Sequence[str]) -> str:
+def _of_the_unheard(path: Path, budget: Budget, prices: PriceBook, settings: Settings) -> str:
     """A note on a budget of a model or task that nothing knows, with the nearest name; empty for any other.
 
-    Of tasks nothing is known here but what is on the books.
+    Anthropic's models have other names here, under which nothing is on the books. Of tasks nothing is known
+    here but what is on them.
     """
     if budget.scope not in ("task", "model") or budget.scope_id is None:
         return ""
     with reading(path, views=("ledger_attempts",)) as connection:
         told = connection.execute(f"select distinct {budget.scope} from ledger_attempts").fetchall()
-    known = sorted({name for (name,) in told} | set(models if budget.scope == "model" else ()))
+    known = {name for (name,) in told}
+    if budget.scope_id in known:
+        return ""
+    if budget.scope == "model":
+        of_anthropic = [entry for entry in prices.entries if entry.provider == "anthropic"]
+        if meant := next((each.model for each in of_anthropic if budget.scope_id in each.aliases), None):
+            return (
+                f"the budget is set, but what {budget.scope_id} is asked counts for {meant}: set it on that"
+            )
+        known |= {entry.model for entry in prices.entries}
+        known |= {tier.model for tier in settings.tiers.values() if tier.model}
     if not known or budget.scope_id in known:
         return ""
     where = "on the books" if budget.scope == "task" else "on the books or in the price book"
-    near = nearest(budget.scope_id, known)
+    near = nearest(budget.scope_id, sorted(known))
     return f"the budget is set, but no {budget.scope} {budget.scope_id!r} is {where} so far{near}"
-
-
-def _names_of_models(prices: PriceBook, settings: Settings) -> Iterator[str]:
-    for entry in prices.entries:
-        yield from entry.names
-    yield from (tier.model for tier in settings.tiers.values() if tier.model)
 
 
 def refusal(path: str | Path, request_id: str) -> Refusal:

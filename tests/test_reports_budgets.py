@@ -275,6 +275,11 @@ def test_a_ledger_that_is_made_by_setting_a_budget_is_told_of_with_its_path(
             " did you mean deepseek/deepseek-chat",
         ),
         ("model", "own/modl", "did you mean own/model?"),
+        (
+            "model",
+            "anthropic/claude-opus-4-5-20250514",
+            "counts for claude-opus-4-5-20251101: set it on that",
+        ),
         ("model", "acme", "no model 'acme' is on the books or in the price book so far"),
         ("model", "own/model", ""),
         ("model", "qwen/qwen-2.5-32b-instruct", ""),
