@@ -113,7 +113,6 @@ class Ledger:
         self.durability = durability
         self._clock = clock = in_utc(clock)
         self._temporary = temporary
-        self._closed = False
         self._sealer = AutoSealer(path, enabled=auto_seal)
         self._projection = Projection(path)
         self._journals = OwnJournals(
@@ -223,7 +222,7 @@ class Ledger:
             self.close()
 
     def __repr__(self) -> str:
-        return f"<Ledger {self.path} {self.durability}{' closed' if self._closed else ''}>"
+        return f"<Ledger {self.path} {self.durability}{' closed' if self._journals.is_closed else ''}>"
 
     @property
     def id(self) -> str:
@@ -430,9 +429,8 @@ class Ledger:
 
     def close(self) -> None:
         """Close this process's journals and state.db. Requests still open are left to recovery."""
-        if self._closed:
+        if self._journals.is_closed:
             return
-        self._closed = True
         atexit.unregister(self._at_exit)
         try:
             self._journals.close()

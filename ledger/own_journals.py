@@ -38,7 +38,7 @@ class OwnJournals:
         self._leases: dict[Journal, int] = {}  # of each journal: the requests that are told in it
         self._current: Journal | None = None
         self._some_wait = False  # lines, for the disk
-        self._closed = False
+        self.is_closed = False  # for good
         self._lock = threading.Lock()  # which journals there are
 
     def all(self) -> list[Journal]:
@@ -49,7 +49,7 @@ class OwnJournals:
     def lease(self) -> Journal:
         """The journal for a new request. It stays open until `give_back`."""
         with self._lock:
-            if self._closed:
+            if self.is_closed:
                 raise LedgerError(f"the ledger {self._path} is closed; open it again to record more")
             if self._current is not None and self._current.is_lost:
                 self._leases.pop(self._current, None)
@@ -131,8 +131,8 @@ class OwnJournals:
 
     def close(self) -> None:
         """Close all of them, for good. Requests that are still open are left to recovery."""
+        self.is_closed = True
         with self._lock:
-            self._closed = True
             journals, self._leases, self._current = list(self._leases), {}, None
         for journal in journals:
             self._close_journal(journal, "closed")

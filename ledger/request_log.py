@@ -137,12 +137,14 @@ class RequestLog:
     def _commit(self, events: Sequence[BaseModel]) -> datetime:
         starting = [event for event in events if type(event) is AttemptStarted]
         ends = events[-1].event_type in REQUEST_ENDS  # type: ignore[attr-defined]
+        self._ended = ends  # said before it is so: no Ctrl-C in between may leave room for a second end
         try:
             if starting or not self._begun:
                 occurred_at = self._start(events, self._ending_of(starting, ends))
             else:  # it has happened: kept, whatever the disk says
                 occurred_at = self._journal.append(events, must_keep=True)
         except BudgetError:  # nothing is recorded, and what follows is how that was refused
+            self._ended = False
             raise
         except BaseException:
             self._ledger.journal_waits()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 _LOST_S = 0.5  # after which one that waits looks by itself: a Ctrl-C may have come where it was to be woken
 
@@ -14,7 +15,8 @@ class Together:
     Each waits on a lock of its own, to be woken when its mark is reached or when it is its turn to lead.
     Who is woken wakes the next, as a crowd would only run for the interpreter, and who is woken last
     has the next one lead: by then the others may have come back, and go with it.
-    That is for speed: what is right hangs on one lock, which is let go of whatever happens.
+    That is for speed. What is right hangs on locks that are let go of whatever happens, and a line that a
+    Ctrl-C has broken goes on by itself: whoever waits in vain wakes the next.
     """
 
     def __init__(self, lead: Callable[[int], int], reached: int) -> None:
@@ -23,7 +25,7 @@ class Together:
         self._reached = reached
         self._leading = threading.Lock()
         self._waiting: dict[threading.Lock, int] = {}  # and the mark each waits for, in the order they came
-        self._served: dict[threading.Lock, int] = {}  # likewise: their mark is reached, and they still sleep
+        self._served: dict[threading.Lock, None] = {}  # whose mark is reached, and who still sleep
         self._lock = threading.Lock()  # who waits, and who is served
 
     @property
@@ -54,18 +56,20 @@ class Together:
                 with self._lock:
                     for turn, waits_for in list(self._waiting.items()):
                         if waits_for <= self._reached:
-                            self._served[turn] = self._waiting.pop(turn)
+                            del self._waiting[turn]
+                            self._served[turn] = None
 
     def _wait(self, mark: int) -> None:
         """Wait to be woken, unless there is no need to any more."""
         turn = threading.Lock()
         turn.acquire()
-        with self._lock:
-            if self._reached >= mark or not self._is_busy():
-                return
-            self._waiting[turn] = mark
         try:
-            turn.acquire(timeout=_LOST_S)
+            with self._lock:
+                if self._reached >= mark or not self._is_busy():
+                    return
+                self._waiting[turn] = mark
+            if not turn.acquire(timeout=_LOST_S):
+                self._pass_on()
         finally:
             with self._lock:
                 self._waiting.pop(turn, None)
@@ -76,8 +80,8 @@ class Together:
         with self._lock:
             if not self._served and self._leading.locked():
                 return  # whoever leads passes on
-            line = self._served or self._waiting
-            for turn in line:
+            line: dict[threading.Lock, Any] = self._served or self._waiting
+            turn = next(iter(line), None)
+            if turn is not None:
                 del line[turn]
                 turn.release()
-                return

@@ -23,7 +23,7 @@ from events_by_hand import answered_request, completed, failed, gave_up, receive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ledger import CostTracker, Ledger, auto_sealing, files, history, own_journals, projection
+from ledger import CostTracker, Ledger, auto_sealing, files, history, own_journals, projection, request_log
 from ledger import journal as journal_module
 from ledger import ledger as ledger_module
 from ledger.budgets import Balance, Hold, Limit
@@ -669,6 +669,56 @@ def test_a_ctrl_c_while_state_db_is_asked_leaves_its_lock_free(ledger: Ledger) -
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert asked == 300
+
+
+def test_a_ctrl_c_at_any_line_leaves_no_room_for_a_second_end_of_a_request(ledger: Ledger) -> None:
+    lines_left = 0
+
+    def interrupt(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines_left
+        if frame.f_code.co_filename != request_log.__file__:
+            return None
+        if event == "line":
+            lines_left -= 1
+            if lines_left == 0:
+                raise KeyboardInterrupt
+        return interrupt
+
+    interrupted = 0
+    for number in range(1, 60):
+        log = ledger.begin(received(f"r-{number}"))
+        lines_left = number
+        end = gave_up(log, f"r-{number}")
+        try:
+            sys.settrace(interrupt)
+            log.append(end)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        interrupted += lines_left <= 0
+        if not log.ended:
+            log.append(end)
+    assert interrupted > 10
+    told = types_by_request(ledger.path).values()
+    assert max(sum(name in REQUEST_ENDS for name in names) for names in told) == 1
+
+
+def test_a_ledger_that_says_it_is_closed_takes_no_more(ledger: Ledger) -> None:
+    class Interrupting:
+        def __enter__(self) -> None:
+            raise KeyboardInterrupt
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing was entered."""
+
+    lock, ledger._journals._lock = ledger._journals._lock, Interrupting()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        ledger.close()
+    ledger._journals._lock = lock
+    assert "closed" in repr(ledger)
+    with pytest.raises(LedgerError, match="is closed"):
+        ledger.begin(received())
 
 
 def test_a_child_builds_no_model_for_which_another_thread_may_have_held_the_lock(path: Path) -> None:

@@ -141,7 +141,7 @@ def test_nobody_leads_while_some_whose_mark_is_reached_still_sleep() -> None:
     together = Together(lead, reached=1)
     sleeper = threading.Lock()
     sleeper.acquire()
-    together._served[sleeper] = 1
+    together._served[sleeper] = None
     coming_back = threading.Thread(target=together.reach, args=(2,))
     coming_back.start()
     while not together._waiting and coming_back.is_alive():
@@ -153,3 +153,14 @@ def test_nobody_leads_while_some_whose_mark_is_reached_still_sleep() -> None:
     together.reach(1)  # as the sleeper does, woken last
     coming_back.join(30)
     assert led == [2]
+
+
+def test_those_that_are_gone_from_the_line_keep_nobody_from_going_on() -> None:
+    together = Together(lambda mark: mark, reached=1)
+    for _ in range(2):  # each left behind by a thread that two Ctrl-Cs have stopped
+        gone = threading.Lock()
+        gone.acquire()
+        together._served[gone] = None
+
+    assert in_threads(4, lambda number: together.reach(number + 2)) == []
+    assert together.reached == 5

@@ -149,7 +149,8 @@ class Events:
         import duckdb
 
         self._root, self._chain, self._journals = root, chain, journals
-        alone = {"threads": 1} if self._kind_of("events") == "table" else {}  # few need no help
+        # Threads hand few rows around for longer than it takes to go through them.
+        alone = {"threads": 1} if self._kind_of("events") == "table" else {}
         self._db = duckdb.connect(config=_config() | _MEMORY | alone)
         self._db.execute("set TimeZone = 'UTC'")
         self._db.execute("create temp table suspects (journal_id varchar)")
