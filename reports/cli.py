@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -161,25 +165,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the encoding lacks is no error
+    with _noting_ctrl_c() as pressed:
+        try:
+            return _show(app(given or ["--help"], prog_name="bughive-costs", standalone_mode=False))
+        except (Exception, KeyboardInterrupt) as error:
+            return _interrupted() if pressed else _told(error)
+
+
+@contextmanager
+def _noting_ctrl_c() -> Iterator[list[int]]:
+    """Keep in the list that one came. What is raised next is of it: a KeyboardInterrupt, or what a library
+    made of that, such as a RuntimeError of DuckDB."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        if _is_importing(frame):  # an exception there makes a native module abort the process
+            os._exit(_interrupted())
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    is_usual = before is signal.default_int_handler and current_thread() is main_thread()
+    if is_usual:
+        signal.signal(signal.SIGINT, note)
     try:
-        result = app(given or ["--help"], prog_name="bughive-costs", standalone_mode=False)
-        return failed("interrupted", INTERRUPTED) if result == INTERRUPTED else _show(result)
-    except BughiveError as error:
+        yield pressed
+    finally:
+        if is_usual:
+            signal.signal(signal.SIGINT, before)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _interrupted() -> int:
+    return failed("interrupted", INTERRUPTED)
+
+
+def _told(error: BaseException) -> int:
+    """Say in a line what went wrong; the exit status. Raises the unforeseen again where debugging."""
+    if isinstance(error, BughiveError):
         return failed(str(error), 1 if isinstance(error, NoSuchSession) else 2)
-    except _CommandLineError as error:
+    if isinstance(error, _CommandLineError):
         return failed(getattr(error, "format_message", error.__str__)(), 2)
-    except (KeyboardInterrupt, typer.Abort):
-        return failed("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of the demo has seen enough
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return _interrupted()
+    if isinstance(error, BrokenPipeError):  # the reader of the demo has seen enough
         return _give_up_output(0)
-    except Exception as error:
-        if os.environ.get("BUGHIVE_DEBUG"):
-            raise
-        return failed(f"{type(error).__name__}: {error} (BUGHIVE_DEBUG=1 shows where)", 2)
+    if os.environ.get("BUGHIVE_DEBUG"):
+        raise error
+    return failed(f"{type(error).__name__}: {error} (BUGHIVE_DEBUG=1 shows where)", 2)
 
 
 def _show(result: object) -> int:
     """Write what a command returned; its exit status."""
+    if result == INTERRUPTED:  # as typer tells of a Ctrl-C
+        return _interrupted()
     if isinstance(result, (Text, Bytes, Page)):
         status = result.status
     else:

@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 from played import History
 
+from ledger.errors import NoSuchSession
 from ledger.ledger import Ledger
 from ledger.reader import session_ids
 from ledger.relations import VIEWS
@@ -284,6 +285,47 @@ def test_ctrl_c_reaches_a_query_that_runs() -> None:
         adhoc._interruptible(cast(Any, Busy()), query)
     pressing.join()
     assert interrupted.is_set()
+
+
+@pytest.mark.parametrize("made_of_it", [RuntimeError("Query interrupted"), NoSuchSession("none"), OSError()])
+def test_a_ctrl_c_is_one_whatever_a_library_makes_of_it(
+    made_of_it: Exception,
+    ledger: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def pressed(*_: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise made_of_it from error
+        return 0
+
+    monkeypatch.setattr(cli, "_show", pressed)
+    assert failed(capsys, "report", "--ledger", ledger) == (130, "interrupted")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("module", ["reports.cli", "duckdb"])
+def test_a_ctrl_c_while_a_module_is_imported_ends_in_a_line(module: str, ledger: str) -> None:
+    code = f"""if True:
+        import signal, sys
+        class Pressed:
+            def find_spec(self, name, *_):
+                if name == {module!r}:
+                    signal.raise_signal(signal.SIGINT)
+        sys.meta_path.insert(0, Pressed())
+        from reports.__main__ import main
+        sys.exit(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", "--ledger", ledger],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "bughive-costs: interrupted\n")
 
 
 def test_a_mistyped_view_is_answered_with_the_nearest(
