@@ -464,6 +464,8 @@ def first_words(error: Exception) -> str:
     first = re.sub(r"^[A-Z][A-Za-z ]* Error: ", "", first).strip()
     if unknown := re.fullmatch(r"Table with name (.+) does not exist!", first):
         return f"there is no view {unknown[1]}{nearest(unknown[1], VIEWS) or '; see bughive-costs schema'}"
+    if lacking := re.fullmatch(r"Values were not provided for the following parameters: (\w+)\b.*", first):
+        return f"{first}; give each one, such as -p {lacking[1]}=text"
     hints = [line.strip() for line in more if line.startswith(("Did you mean", "Candidate bindings"))]
     return " ".join([first, *hints])
 

@@ -6,6 +6,7 @@ cannot be read. An error is one line on stderr. Each command imports what it nee
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -38,6 +39,16 @@ from reports.command_line import (
 # Of click's, which typer brings along under a name of its own: what a wrong command line raises.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[1]
 INTERRUPTED = 130
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"bughive-costs {version('bughive-costs')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="bughive-costs",
@@ -50,6 +61,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", help="Print the version, and no more.", is_eager=True, callback=_print_version),
+]
+
+
+@app.callback()
+def _of_all(version: VersionOption = False) -> None:
+    """Options that come before the command."""
+
+
 app.registered_commands += queries.app.registered_commands + spending.app.registered_commands
 app.registered_groups += spending.app.registered_groups
 
@@ -210,14 +232,25 @@ def _told(error: BaseException) -> int:
     if isinstance(error, BughiveError):
         return failed(str(error), 1 if isinstance(error, NoSuchSession) else 2)
     if isinstance(error, _CommandLineError):
-        return failed(getattr(error, "format_message", error.__str__)(), 2)
+        return failed(_with_advice(error), 2)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _interrupted()
     if isinstance(error, BrokenPipeError):  # the reader of the demo has seen enough
         return _give_up_output(0)
+    if isinstance(error, OSError) and error.filename is None and error.errno in _CANNOT_WRITE:  # help
+        return _output_failed(error)
     if os.environ.get("BUGHIVE_DEBUG"):
         raise error
     return failed(f"{type(error).__name__}: {error} (BUGHIVE_DEBUG=1 shows where)", 2)
+
+
+def _with_advice(error: Exception) -> str:
+    """What is wrong with a command line, and whose help tells how it is meant."""
+    said: str = getattr(error, "format_message", error.__str__)()
+    if said.endswith("?"):  # Did you mean …?
+        return said
+    context = getattr(error, "ctx", None)
+    return f"{said.rstrip('.')}; see {context.command_path if context else 'bughive-costs'} --help"
 
 
 def _show(result: object) -> int:
@@ -241,8 +274,12 @@ def _show(result: object) -> int:
     except BrokenPipeError:  # the reader has seen enough
         return _give_up_output(status)
     except OSError as error:
-        return _give_up_output(failed(f"the output cannot be written: {error.strerror}", 2))
+        return _output_failed(error)
     return status
+
+
+def _output_failed(error: OSError) -> int:
+    return _give_up_output(failed(f"the output cannot be written: {error.strerror}", 2))
 
 
 def _give_up_output(status: int) -> int:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -179,7 +180,11 @@ def _read(descriptor: int) -> bytes:
         (["sql", "select 1", "-p", "x"], "-p 'x' names no value; expected name=text, or name:=12.5"),
         (["sql", "select 1", "-p", "x:=1e5"], "-p x:=1e5 is no number"),
         (["sql", "select $x", "-p", "x=1", "-p", "x=2"], "-p x is given more than once"),
-        (["sql", "select $x"], "this SQL cannot be run: Values were not provided"),
+        (
+            ["sql", "select $x"],
+            "this SQL cannot be run: Values were not provided for the following parameters: x;"
+            " give each one, such as -p x=text",
+        ),
         (["sql", "select 1", "-p", "x=1"], "this SQL cannot be run: "),
         (["sql", "select 1", "--timeout", "soon"], "--timeout 'soon' is no number"),
         (["sql", "select 1", "--memory", "lots"], "--memory 'lots' is no amount of memory"),
@@ -217,11 +222,29 @@ def test_wrong_input_is_one_line_and_status_2(
     assert line.startswith(message)
 
 
-@pytest.mark.parametrize("arguments", [["repot"], ["report", "--foo"], ["sql"], ["report", "x"], ["--foo"]])
-def test_a_command_line_that_cannot_be_parsed_is_one_line_too(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("repot", "Did you mean 'report'?"),
+        ("report --foo", "; see bughive-costs report --help"),
+        ("report x", "; see bughive-costs report --help"),
+        ("--foo", "; see bughive-costs --help"),
+        ("budget", "Missing command; see bughive-costs budget --help"),
+        ("budget set", "Missing argument 'USD'; see bughive-costs budget set --help"),
+        ("budget set 5", "Missing option '--scope'; see bughive-costs budget set --help"),
+    ],
+)
+def test_a_command_line_that_cannot_be_parsed_is_one_line_that_says_what_to_see(
+    words: str, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert failed(capsys, *arguments)[0] == 2
+    status, line = failed(capsys, *words.split())
+    assert status == 2
+    assert line.endswith(advice)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bughive-costs {metadata.version('bughive-costs')}\n"
 
 
 def test_an_unforeseen_error_is_one_line_unless_debugging(
@@ -249,18 +272,21 @@ def test_an_option_given_twice_is_refused_rather_than_dropped(
     assert (status, line) == (2, f"{option} is given more than once; give it once")
 
 
+@pytest.mark.parametrize("words", ["report", "report --help", "--help", "--version"])
 @pytest.mark.parametrize(("redirect", "status"), [(">/dev/full", 2), (">&-", 0)])
-def test_output_that_cannot_be_written_is_one_line(redirect: str, status: int, ledger: str) -> None:
+def test_output_that_cannot_be_written_is_one_line(
+    redirect: str, status: int, words: str, ledger: str
+) -> None:
     done = subprocess.run(
-        ["bash", "-c", f"{shlex.join([*COMMAND, 'report', '--ledger', ledger])} {redirect}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ["bash", "-c", f"{shlex.join(COMMAND)} {words} {redirect}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "BUGHIVE_LEDGER": ledger},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == status
-    assert done.stderr.count("\n") <= 1
-    assert ("No space left on device" in done.stderr) == (status == 2)
+    told = "bughive-costs: the output cannot be written: No space left on device\n"
+    assert done.stderr == (told if status else "")
 
 
 def test_ctrl_c_reaches_a_query_that_runs() -> None:
