@@ -423,6 +423,21 @@ def test_as_a_process_it_prints_its_urls_and_stops_when_told(client, how):
         assert process.wait(timeout=20) == 0
 
 
+def test_as_a_process_it_says_in_a_line_which_port_it_cannot_have(sim):
+    taken = int(sim.anthropic_url.rpartition(":")[2].partition("/")[0])
+    for port, why in ((taken, "Address already in use"), (99999, "0-65535")):
+        done = subprocess.run(
+            [sys.executable, "-m", "router.simulator", "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert f"port {port} cannot be used: " in done.stderr
+        assert why in done.stderr
+
+
 def _body() -> dict[str, Any]:
     return {"model": CHAT, "max_tokens": 1000, "messages": [{"role": "user", "content": "Look."}]}
 

@@ -24,11 +24,21 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_set_at_end_of_input, args=(stop,), daemon=True).start()
-    with Simulator(seed=arguments.seed, port=arguments.port, log_limit=1000) as sim:
+    sim = Simulator(seed=arguments.seed, port=arguments.port, log_limit=1000)
+    try:
+        sim.start()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        parser.exit(
+            2, f"port {arguments.port} cannot be used: {why}; name another, or 0 for any that is free\n"
+        )
+    try:
         urls = {"anthropic_url": sim.anthropic_url, "openrouter_url": sim.openrouter_url}
         sys.stdout.write(json.dumps(urls) + "\n")
         sys.stdout.flush()
         stop.wait()
+    finally:
+        sim.stop()
 
 
 def _set_at_end_of_input(stop: threading.Event) -> None:
