@@ -11,6 +11,7 @@ ledger.id                      this ledger's identity, and the key of its prompt
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -75,8 +76,16 @@ def lay_out(path: Path, *, temporary: bool = False) -> Identity:
             if not file.exists() or file.read_bytes() != content:
                 replace_file(file, content)
     except OSError as error:
-        raise LedgerError(f"the ledger {path} cannot be used: {error.strerror}: {error.filename}") from error
+        raise LedgerError(f"the ledger {path} cannot be used: {_why(error, path)}") from error
     return identity
+
+
+def _why(error: OSError, path: Path) -> str:
+    """What to look at: the folder, where the file was to be a new one under a name of its own."""
+    at = Path(error.filename or path)
+    at = at.parent if at.suffix == ".tmp" else at
+    is_kept_from_us = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return f"{error.strerror}; see the permissions of {at}" if is_kept_from_us else f"{error.strerror}: {at}"
 
 
 def _sync_place(path: Path) -> None:

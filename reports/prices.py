@@ -361,12 +361,16 @@ def _append(target: Path, text: str) -> None:
     joined = (before.rstrip("\n") + "\n" if before else "") + text.lstrip("\n" if not before else "")
     content = tomllib.loads(joined, parse_float=Decimal)
     PriceBook.load(OwnPrice(str(target), entry) for entry in content["prices"])
-    target.write_text(joined, "utf-8")
+    try:
+        target.write_text(joined, "utf-8")
+    except OSError as error:
+        raise LedgerError(
+            f"{target} cannot be written: {error.strerror}; see the permissions of {target.parent}"
+        ) from error
 
 
 def moment_of(text: str | None, now: datetime) -> datetime:
     """The moment --at means; None: now."""
-    from reports.options import period
+    from reports.options import moment_named
 
-    since = period(text, None, None, "UTC", now).since
-    return (since or now).astimezone(UTC)
+    return now if text is None else moment_named(text, UTC, "--at")

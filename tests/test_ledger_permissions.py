@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -473,6 +474,8 @@ names = [(), ("journals",), ("events",), ("ledger.id",), ("state.db",)]
 found += [refusal(0, "ledger", *name) for name in names]
 found += [refusal(0o500, "ledger", *name) for name in names[:1]]
 found += [refusal(0, "ledger", "ledger.sql"), refusal(0o500, "ledger")]
+(place / "ledger" / "ledger.sql").write_text("of an older version, so written anew")
+found.append(refusal(0o500, "ledger"))
 with Ledger.open(place / "ledger") as ledger:
     found.append(use(ledger))
 print(json.dumps(found))
@@ -483,6 +486,8 @@ print(json.dumps(found))
     for refusal in refusals:
         assert "\n" not in refusal
         assert "ermission denied" in refusal or "readonly" in refusal or "unable to open" in refusal, refusals
+        assert ".tmp" not in refusal, "what is to be seen to is its folder"
+    assert re.search(r"cannot be used: Permission denied; see the permissions of \S+/ledger$", refusals[-1])
 
 
 def test_a_plain_file_of_the_ledger_that_was_there_keeps_its_mode(path: Path) -> None:

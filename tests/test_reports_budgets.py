@@ -16,7 +16,7 @@ from events_by_hand import answered_request, failed, gave_up, received, started
 
 from ledger import price_books
 from ledger.budgets import Budget, Hold
-from ledger.errors import DamagedLedger, SettingsError
+from ledger.errors import DamagedLedger, LedgerError, SettingsError
 from ledger.events import RequestDenied
 from ledger.ledger import Ledger
 from ledger.prices import PriceBook
@@ -25,6 +25,7 @@ from ledger.settings import OwnPrice
 from ledger.verify import verify
 from reports.budgets import budget_list
 from reports.cli import main
+from reports.prices import import_prices
 from reports.render import write
 
 D = Decimal
@@ -514,3 +515,6 @@ def test_published_prices_are_compared_and_taken_over(path: Path, capsys: pytest
     assert main(["prices", "import", "claude-opus-4-5-20251101"]) == 2
     assert main(["prices", "import", "nothing-like-it"]) == 2
     assert Path("bughive.toml").read_text() == before
+    nowhere = Path("/proc/bughive.toml")
+    with pytest.raises(LedgerError, match=f"{nowhere} cannot be written: .*; see the permissions of /proc$"):
+        import_prices((), file=nowhere, now=datetime(2100, 1, 1, tzinfo=UTC))
