@@ -170,5 +170,5 @@ def _words(night: Night | None, day: date, integrity: Integrity, is_over: bool, 
         yield f"{counted(broken, 'hard budget')} broken"
     if integrity.findings:
         yield f"damaged: {counted(len(integrity.findings), 'finding')}"
-    yield from integrity.problems
+    yield from (problem[:1].lower() + problem[1:] for problem in integrity.problems)
     yield str(page)

@@ -28,8 +28,9 @@ from played import History
 from ledger.events import BudgetSet
 from reports import nightly_charts, nightly_figures
 from reports.cli import main
-from reports.nightly import day_of
+from reports.nightly import _words, day_of
 from reports.nightly_figures import Row, read_night
+from reports.nightly_page import Integrity
 from reports.options import UsageError, period
 from reports.spend import spend_report
 
@@ -552,3 +553,9 @@ def test_every_column_of_the_files_is_described() -> None:
 
     described = re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)))
     assert sorted(described) == sorted(["date", *Row._fields])
+
+
+def test_the_line_of_a_night_that_could_not_seal_reads_as_one_sentence() -> None:
+    could_not = Integrity([], ["It could not be sealed: the disk is full"], "")
+    words = "; ".join(_words(None, date(2026, 11, 22), could_not, True, Path("day.html")))
+    assert words == "2026-11-22: no figures; it could not be sealed: the disk is full; day.html"
