@@ -92,7 +92,7 @@ class Comparison(NamedTuple):
         return Table("", columns, rows)
 
     def document(self) -> Document:
-        """For people: a table per group, without figures that neither period knows; where no model was
+        """For people: a table per group, without figures that neither period knows; where nothing was
         asked before, the title says so, and the figures stand alone."""
         has_before = any(
             change.before is not None for changes in self.changes.values() for change in changes.values()
@@ -107,10 +107,10 @@ class Comparison(NamedTuple):
         ]
         title = f"Performance{shown_period(self.period, self.tz)}"
         if not tables:
-            asked = nothing_in(self.period, self.tz, "no model was asked")
+            asked = nothing_in(self.period, self.tz, "nothing was asked")
             return Document(title, [], [], f"{asked}, nor in the same length of time before")
         if not has_before:
-            return Document(f"{title}; no model was asked in the same length of time before", [], tables)
+            return Document(f"{title}; nothing was asked in the same length of time before", [], tables)
         note = f"* chance alone hardly explains it: the {CONFIDENCE:.0%} bootstrap interval excludes zero"
         return Document(f"{title} against the same length of time before", [], tables, note)
 

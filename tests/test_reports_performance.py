@@ -455,7 +455,7 @@ def test_where_nothing_was_asked_before_a_comparison_says_so(
     title, _, model, heads, *_ = capsys.readouterr().out.splitlines()
     assert title == (
         "Performance from 2026-11-22 00:00 until 2026-11-25 00:00 (UTC);"
-        " no model was asked in the same length of time before"
+        " nothing was asked in the same length of time before"
     )
     assert (model, heads.split()) == (CHAT, ["Figure", "Now"])
 
@@ -466,7 +466,7 @@ def test_where_nothing_was_asked_before_a_comparison_says_so(
         ([], "no model was asked until 2020-01-01 00:00 (Europe/Berlin)"),
         (
             ["--since", "2019-12-31", "--compare", "previous"],
-            "no model was asked from 2019-12-31 00:00 until 2020-01-01 00:00 (Europe/Berlin),"
+            "nothing was asked from 2019-12-31 00:00 until 2020-01-01 00:00 (Europe/Berlin),"
             " nor in the same length of time before",
         ),
     ],
