@@ -54,7 +54,7 @@ def prepare(target: Target, prices: ModelPrices | None, *, hard: bool) -> Prepar
     try:
         why = client.dialect.why_unbounded(body)
         if why is not None:
-            raise UnboundedRequest(f"{why} has no bound on its cost; leave one out")
+            raise UnboundedRequest(f"{why} has no bound on its cost; leave it out, or lift the hard budget")
         if prices is None:
             raise UnpricedModel(f"{route.model} has no price; add it under [[prices]]")
         return Prepared(sent, prompt, prices, _ceiling(prices, body, sent, call.max_tokens), hard)

@@ -330,6 +330,10 @@ def _refuse_mistyped(params: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"{name} is for stream(); route() waits for the whole answer")
         if name == "fallback_tier":
             raise InvalidRequest("fallback_tier is for route_with_fallback(); route() asks one tier")
+        if name == "max_retries":
+            raise InvalidRequest(
+                "max_retries is a setting of the router, of a tier or of a client, not of a call"
+            )
         if name not in known and (meant := nearest(name, _OWN)):
             raise InvalidRequest(f"there is no argument {name!r}{meant}")
 

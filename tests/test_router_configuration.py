@@ -395,6 +395,8 @@ def test_a_mistyped_argument_is_refused_rather_than_sent(
     for route in (router.route, router.route_with_fallback):
         with pytest.raises(InvalidRequest, match=f"there is no argument '{mistyped}'.*{meant}"):
             route("analyze_page", ASK, **{mistyped: 1})
+        with pytest.raises(InvalidRequest, match="max_retries is a setting of the router, of a tier or of a"):
+            route("analyze_page", ASK, max_retries=0)
     with pytest.raises(InvalidRequest, match=r"fallback_tier is for route_with_fallback\(\)"):
         router.route("analyze_page", ASK, fallback_tier="FAST")
     assert sim.log == []

@@ -468,7 +468,7 @@ def test_what_has_no_bound_is_refused_under_a_hard_budget_only(
     task: str, more: dict[str, Any], sim: Simulator, router: LLMRouter, ledger: Ledger
 ) -> None:
     call = {"messages": ASK, **more}
-    with pytest.raises(UnboundedRequest):
+    with pytest.raises(UnboundedRequest, match="no bound on its cost; leave it out, or lift the hard budget"):
         router.route(task, **call, budget_usd=1000)
     assert sim.log == []
     assert types(ledger) == ["request_received", "request_denied"]
