@@ -318,7 +318,7 @@ def _take_snapshot(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
             reason = f"{root}/{first_words(error)}"
             if reason.endswith(": update it"):  # as the snapshot words it; nothing is damaged
                 raise LedgerError(reason) from error
-            raise DamagedLedger(f"{reason}; restore it, or read around it with --allow-damage") from error
+            raise DamagedLedger(f"{reason}; restore it") from error
 
 
 def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_damage: bool) -> None:
@@ -339,7 +339,7 @@ def _check_segments(connection: duckdb.DuckDBPyConnection, root: Path, allow_dam
     if not allow_damage:
         raise DamagedLedger(
             f"{min(missing)} is missing or not of the size in manifest.jsonl ({len(missing)} of"
-            f" {len(listed)} segments are so); restore it, or read around it with --allow-damage"
+            f" {len(listed)} segments are so); restore it"
         )
     sound = [segment for segment in _segments_of(connection) if segment not in missing]
     connection.execute("set variable ledger_segments = ?", [sound or [str(root / NO_SEGMENT)]])

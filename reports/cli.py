@@ -76,7 +76,7 @@ app.registered_commands += queries.app.registered_commands + spending.app.regist
 app.registered_groups += spending.app.registered_groups
 
 
-@app.command(cls=PlainCommand)
+@app.command(cls=PlainCommand, epilog=examples("seal", "seal --ledger data/demo"))
 def seal(ledger: LedgerOption = None) -> None:
     """Move what the journals hold into Parquet segments."""
     from ledger.ledger import Ledger
@@ -116,7 +116,7 @@ def verify(
     return Text(text, 0 if found.is_sound else 1)
 
 
-@app.command(cls=PlainCommand)
+@app.command(cls=PlainCommand, epilog=examples("recover", "recover --ledger data/demo"))
 def recover(ledger: LedgerOption = None) -> Text:
     """Finish what crashed, and derive state.db anew."""
     from ledger.ledger import Ledger
@@ -126,7 +126,7 @@ def recover(ledger: LedgerOption = None) -> Text:
     return Text(recovery_text(done), 1 if done.damaged else 0)
 
 
-@app.command(cls=PlainCommand)
+@app.command(cls=PlainCommand, epilog=examples("backup /mnt/backup/ledger-2026-11-22"))
 def backup(
     destination: Annotated[str, typer.Argument(metavar="DEST", help="Where: not there yet, or empty.")],
     ledger: LedgerOption = None,
@@ -162,7 +162,7 @@ def nightly(
     return Text(f"{done.summary}\n", 0 if done.is_well else 1)
 
 
-@app.command(cls=PlainCommand)
+@app.command(cls=PlainCommand, epilog=examples("demo", "demo --ledger /tmp/demo --seed 8"))
 def demo(
     ledger: Annotated[
         str, typer.Option("--ledger", metavar="PATH", help="The demo's own ledger.")

@@ -46,6 +46,15 @@ class _Plain(_CommandLine):
 class PlainCommand(_Plain, TyperCommand):
     """A command of this program."""
 
+    def invoke(self, ctx: Any) -> Any:
+        """As typer does; a damaged ledger is told of with the option that reads around it, where that is."""
+        try:
+            return super().invoke(ctx)
+        except DamagedLedger as damage:
+            if ctx.params.get("allow_damage") is False:
+                raise DamagedLedger(f"{damage}, or read around it with --allow-damage") from damage
+            raise
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As typer does. Raises UsageError for an option given twice: it means only one of the two, and
         click would take the last without a word."""

@@ -73,7 +73,7 @@ def budget_set(
     return Page(budget_list(path), format)
 
 
-@budget_app.command("list", cls=PlainCommand)
+@budget_app.command("list", cls=PlainCommand, epilog=examples("budget list", "budget list --format csv"))
 def list_budgets(format: FormatOption = "table", ledger: LedgerOption = None) -> Page:
     """Each budget: its limit, what is left, and when that is gone.
 
@@ -107,7 +107,7 @@ def _budgets(format: str, ledger: str | None, session: str | None = None) -> Bud
     return found
 
 
-@budget_app.command("explain", cls=PlainCommand)
+@budget_app.command("explain", cls=PlainCommand, epilog=examples("budget explain REQUEST_ID"))
 def explain(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="A request that was refused.")],
     format: FormatOption = "table",
@@ -150,7 +150,7 @@ def list_prices(
     return Page(price_list(ledger_path(ledger), at=moment, book_hash=book), format)
 
 
-@prices_app.command("diff", cls=PlainCommand)
+@prices_app.command("diff", cls=PlainCommand, epilog=examples("prices diff", "prices diff --format csv"))
 def diff_prices(format: FormatOption = "table", ledger: LedgerOption = None) -> Page:
     """Where they differ from those of genai-prices.
 
@@ -162,7 +162,9 @@ def diff_prices(format: FormatOption = "table", ledger: LedgerOption = None) -> 
     return Page(price_diff(ledger_path(ledger), now=datetime.now(UTC)), format)
 
 
-@prices_app.command("import", cls=PlainCommand)
+@prices_app.command(
+    "import", cls=PlainCommand, epilog=examples("prices import", "prices import claude-opus-4-5-20251101")
+)
 def take_prices(
     model: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL]...", help="These; else all that differ.")

@@ -193,6 +193,7 @@ def _read(descriptor: int) -> bytes:
         (["sql", "select 1", "--format", "parket"], "--format knows no 'parket'; did you mean parquet?"),
         (["report", "--by", "tier,modl"], "--by knows no 'modl'; did you mean model?"),
         (["performance", "--by", "cost"], "--by knows no 'cost'"),
+        (["prices", "list", "--at", "foo"], "--at 'foo' is no date or moment"),
         (["sessions", "--limit", "x"], "--limit 'x' is no number"),
         (
             ["sql", "copy (select 1) to '/tmp/x'"],
@@ -373,11 +374,15 @@ def test_a_damaged_ledger_is_refused_unless_told(tmp_path: Path, capsys: pytest.
     status, line = failed(capsys, "report", "--ledger", str(history.path))
     assert status == 2
     assert str(segment) in line
+    assert line.endswith("; restore it, or read around it with --allow-damage")
+    for other in ("budget list", "prices list"):
+        assert failed(capsys, *other.split(), "--ledger", str(history.path))[1].endswith("; restore it")
     assert main(["report", "--ledger", str(history.path), "--allow-damage", "--format", "json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["requests"] == 1
     assert "what is damaged is left out, and figures may be too small" in told.err
     assert str(segment) in told.err
+    assert told.err.endswith("; restore it\n")
 
 
 # what is written
@@ -689,7 +694,9 @@ def test_help_names_arguments_as_they_are_meant_and_no_type_of_python(
     assert {"settle", "budget set", "prices import", "sql"} <= {" ".join(command) for command in every}
     for command in every:
         assert main([*command, "--help"]) == 0
-        assert not re.findall(r"[<{]\w+.*|\[\[.*", capsys.readouterr().out), command
+        told = capsys.readouterr().out
+        assert not re.findall(r"[<{]\w+.*|\[\[.*", told), command
+        assert f"Examples:\n    bughive-costs {' '.join(command)}" in told
 
     main(["settle", "--help"])
     told = capsys.readouterr().out
