@@ -15,7 +15,6 @@ from reports.render import Column, Document, Table, harmless, width_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
-    from rich.measure import Measurement
     from rich.text import Text
 
 _GAP = 2
@@ -56,15 +55,9 @@ class _Drawn(NamedTuple):
 
 
 class _Foldable(NamedTuple):
-    """A text as a table takes it, which decides how narrow it is drawn."""
+    """A text as a table takes it, folded to the width of its column."""
 
     text: str
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        from rich.measure import Measurement
-
-        width = width_of(self.text)
-        return Measurement(min(width, _FOLDED_TO), width)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         from rich.text import Text
@@ -175,17 +168,17 @@ def _draw_table(title: str, columns: list[_Drawn], has_total: bool, console: Con
         show_edge=False,
         pad_edge=False,
     )
-    for each in columns:
+    bar_cells = _room_for_bars(columns, console.width)
+    for each, width in zip(columns, _widths(columns, console.width), strict=True):
         column = each.column
         side: Literal["right", "left"] = "right" if column.is_right and column.kind != "bar" else "left"
         drawn.add_column(
             Text("\n".join(each.title_lines)),
             justify=side,
             overflow="fold",
-            min_width=each.least_width,
+            width=width + (bar_cells + 1 if bar_cells and column.kind == "bar" else 0),
             no_wrap=column.is_right,
         )
-    bar_cells = _room_for_bars(columns, console.width)
     is_fancy = console.encoding.startswith("utf")
     rows = len(columns[0].cells)
     for number in range(rows):
@@ -196,6 +189,20 @@ def _draw_table(title: str, columns: list[_Drawn], has_total: bool, console: Con
         drawn.add_row(*cells, style="bold" if is_total else None)
     console.print(drawn, width=max(console.width, _least(columns)), crop=False)
     console.print()
+
+
+def _widths(columns: Sequence[_Drawn], width: int) -> list[int]:
+    """What each column takes: all it would, or where that is too much the widest less, to their least.
+
+    rich, left to it, takes a column below its least, and then draws a table wider than the window.
+    """
+    least = [each.least_width for each in columns]
+    widths = [max(each, min(of.full_width, width)) for each, of in zip(least, columns, strict=True)]
+    too_much = sum(widths) + _GAP * (len(columns) - 1) - width
+    for _ in range(too_much):
+        at = max(range(len(columns)), key=lambda at: (widths[at] > least[at], widths[at]))
+        widths[at] -= widths[at] > least[at]
+    return widths
 
 
 def _room_for_bars(columns: Sequence[_Drawn], width: int) -> int:

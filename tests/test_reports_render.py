@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger.relations import VIEWS
+from reports.dictionary import dictionary_report
 from reports.render import (
     Column,
     Document,
@@ -354,6 +356,27 @@ def test_what_is_folded_is_whole_and_no_line_too_wide(text: str, width: int) -> 
 
 def test_a_number_within_a_name_is_folded_at_no_point() -> None:
     assert folded("qwen/qwen-2.5-32b", 12) == ["qwen/qwen-", "2.5-32b"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_no_line_of_a_view_s_description_is_wider_than_the_window(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for view in VIEWS:
+        (table,) = dictionary_report(view).document().tables
+        assert max(map(len, drawn(table, width, monkeypatch))) <= width, view
+
+
+def test_a_text_as_wide_as_the_window_is_folded_and_numbers_beside_it_are_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"a_rather_long_name_{number}" for number in range(7)]
+    columns = [Column(name, name, "raw" if number % 2 else "number") for number, name in enumerate(names)]
+    row = {name: "x" * 300 if number % 2 else 12345678901 for number, name in enumerate(names)}
+    for width in range(40, 160, 7):
+        lines = drawn(Table("", columns, [row]), width, monkeypatch)
+        assert max(map(len, lines)) <= width
+        assert "\n".join(lines).count("12345678901") == 4
 
 
 def test_what_went_for_want_of_width_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
