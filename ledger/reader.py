@@ -442,8 +442,7 @@ def altered_segment(path: str | Path, error: BaseException | None) -> DamagedLed
     for batch in read_manifest(root)[0]:
         if not _is_as_sealed(root / batch.file, batch.sha256):
             return DamagedLedger(
-                f"{root / batch.file} is not what was sealed as batch {batch.batch};"
-                " restore it, or read around it with --allow-damage"
+                f"{root / batch.file} is not what was sealed as batch {batch.batch}; restore it"
             )
     return None
 
