@@ -153,7 +153,7 @@ class ForgetfulDisk:
         for process in processes or self.processes:
             process.dead = True
             for ledger in process.ledgers:
-                ledger._closed = True
+                ledger._journals.is_closed = True
                 atexit.unregister(ledger._at_exit)
             with self._as_a_kill_leaves_it():
                 for state in process.states:

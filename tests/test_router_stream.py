@@ -256,7 +256,7 @@ TABLE: dict[str, Row] = {
 CASES = [  # noise is written in OpenRouter's words
     (name, model) for name in TABLE for model in (OPUS, CHAT) if model == CHAT or "noise" not in name
 ]
-IMPATIENT = {"first_token_s": 0.25, "idle_s": 0.25}  # where that is what is waited for
+IMPATIENT = {"first_token_s": 0.5, "idle_s": 0.5}  # where that is what is waited for
 
 
 def patience(row: Row) -> dict[str, float]:
