@@ -385,10 +385,12 @@ def _make_views(connection: duckdb.DuckDBPyConnection, root: Path, views: Sequen
         holds, is_of_one_session = _what_it_holds(connection)
         for statement in statements(views, holds, stored=is_of_one_session):
             connection.execute(statement)
-    except duckdb.Error as error:
-        raise altered_segment(root, error) or DamagedLedger(
-            f"{root} cannot be read: {first_words(error)}; see bughive-costs verify"
-        ) from error
+    except duckdb.Error as error:  # which may be for want of memory, too
+        if damage := altered_segment(root, error):
+            raise damage from error
+        if isinstance(error, duckdb.IOException):
+            raise DamagedLedger(f"{root} cannot be read: {first_words(error)}") from error
+        raise
 
 
 def _what_it_holds(connection: duckdb.DuckDBPyConnection) -> tuple[Holds, bool]:

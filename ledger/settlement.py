@@ -44,6 +44,13 @@ def settle(
         broken = [event for attempt in attempts for event in _ceiling_broken(attempt, billed_usd)]
         if settled:
             ledger.record(*settled, *broken)
+        for event in broken:
+            _log.warning(
+                "attempt %s was settled as $%s, more than its ceiling of $%s",
+                event.attempt_id,
+                plain(event.spent_usd),
+                plain(event.reserved_usd),
+            )
         return settled
 
 
@@ -66,12 +73,6 @@ def _ceiling_broken(attempt: dict[str, Any], billed_usd: Decimal | None) -> list
     ceiling_usd = attempt["reserved_usd"]
     if billed_usd is None or ceiling_usd is None or billed_usd <= ceiling_usd:
         return []
-    _log.warning(
-        "attempt %s was settled as $%s, more than its ceiling of $%s",
-        attempt["attempt_id"],
-        plain(billed_usd),
-        plain(ceiling_usd),
-    )
     facts = {name: attempt[name] for name in _FIELDS if name != "started_at"}
     return [CeilingBroken(**facts, reserved_usd=ceiling_usd, spent_usd=billed_usd)]
 

@@ -502,6 +502,18 @@ def test_plain_duckdb_refuses_damage_too(damage: Callable[[History], str], histo
         in_plain_duckdb(history.path, "select count(list_cost_usd) from events")
 
 
+def test_what_fails_for_another_reason_is_not_called_damage(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history.play(ONE_ANSWER)
+    history.ledger.seal()
+    for statement in ("select * from nowhere", "select 1::tinyint + 1000::tinyint"):
+        monkeypatch.setattr(reader, "statements", lambda *_, sql=statement, **__: [sql])
+        with pytest.raises(LedgerError) as refused, reading(history.path):
+            pass
+        assert not isinstance(refused.value, DamagedLedger)
+
+
 def test_an_altered_segment_is_named_wherever_it_cannot_be_read_and_left_out_when_told(
     history: History,
 ) -> None:
